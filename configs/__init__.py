@@ -1,0 +1,1 @@
+"""Every knob of visiongraft: schema, YAML files, strict loader. No heavy imports."""

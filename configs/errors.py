@@ -1,0 +1,21 @@
+"""The errors a user can cause. Each message says what was given, what was wanted, what to do."""
+
+
+class VisiongraftError(Exception):
+    """Something a user can mend. Commands print the message alone and exit with `exit_code`."""
+
+    exit_code = 1
+
+
+class ConfigError(VisiongraftError, ValueError):
+    """A config key or value that cannot work; the message names the key."""
+
+    exit_code = 2
+
+
+class DataError(VisiongraftError, ValueError):
+    """A row or a source that cannot be used; the message names the row."""
+
+
+class CheckpointError(VisiongraftError, ValueError):
+    """A checkpoint folder that is missing, broken, or not what it was said to be."""

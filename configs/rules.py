@@ -1,0 +1,117 @@
+"""What a value may be beyond its type: ranges, and keys that need each other.
+
+Each rule yields lines; `check_rules` tells all of them together.
+"""
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from configs.errors import ConfigError
+from configs.languages import LANGUAGES
+from configs.schema import (
+    DataConfig,
+    MergeConfig,
+    ModelConfig,
+    ModelKind,
+    PartMode,
+    SourceKind,
+    SweepConfig,
+    TrainConfig,
+)
+
+# Whole numbers that make no sense below this; everything else that counts must be positive.
+MINIMUM = {"num_workers": 0, "warmup_steps": 0, "seed": 0, "max_number": 10}
+SHARES = ("max_bad_ratio", "min_lr_ratio", "lora_dropout", "adam_beta1", "adam_beta2")
+AT_LEAST_ZERO = ("weight", "learning_rate", "weight_decay", "max_grad_norm", "num_epochs")
+
+
+def check_rules(config: Any) -> None:
+    """Raise ConfigError with every broken rule of a checked config."""
+    problems = [*_ranges(config, "")]
+    if isinstance(config, TrainConfig):
+        problems += [*_model_rules(config.model), *_stage_rules(config)]
+    if isinstance(config, MergeConfig):
+        problems += _alpha_rule("alpha", config.alpha)
+    if isinstance(config, SweepConfig):
+        problems += [line for alpha in config.alphas for line in _alpha_rule("alphas", alpha)]
+        problems += [] if config.alphas else ["alphas: is empty, give at least one"]
+    if isinstance(getattr(config, "data", None), DataConfig):
+        problems += _data_rules(config.data)
+    if problems:
+        raise ConfigError("\n  ".join(problems) if len(problems) > 1 else problems[0])
+
+
+def _ranges(node: Any, prefix: str) -> Iterator[str]:
+    if isinstance(node, dict):
+        for name, item in node.items():
+            yield from _ranges(item, f"{prefix}{name}.")
+        return
+    if not is_dataclass(node):
+        return
+    for item in fields(node):
+        value, path = getattr(node, item.name), f"{prefix}{item.name}"
+        if is_dataclass(value) or isinstance(value, dict):
+            yield from _ranges(value, f"{path}.")
+        elif isinstance(value, bool):
+            continue
+        elif isinstance(value, int) and item.name not in (*SHARES, *AT_LEAST_ZERO):
+            least = MINIMUM.get(item.name, 1)
+            if value < least:
+                yield f"{path}: is {value}, but it is at least {least}"
+        elif isinstance(value, int | float):
+            yield from _real_ranges(item.name, path, value)
+
+
+def _real_ranges(name: str, path: str, value: float) -> Iterator[str]:
+    if name in SHARES and not 0 <= value <= 1:
+        yield f"{path}: is {value}, but it is a share between 0 and 1"
+    if name in AT_LEAST_ZERO and value < 0:
+        yield f"{path}: is {value}, but it is at least 0"
+
+
+def _alpha_rule(key: str, alpha: float) -> list[str]:
+    if 0 <= alpha <= 1:
+        return []
+    return [f"{key}: is {alpha}, but it is the share of the VLM, between 0 and 1"]
+
+
+def _model_rules(model: ModelConfig) -> Iterator[str]:
+    if model.kind is ModelKind.vlm and model.path is None:
+        yield "model.path: required when model.kind=vlm: the folder or hub id of the model"
+    if model.kind is not ModelKind.vlm and model.path is not None:
+        yield (
+            "model.path: is only read when model.kind=vlm; "
+            "a text LM is model.decoder.path, a vision tower model.vision_tower.path"
+        )
+
+
+def _stage_rules(config: TrainConfig) -> Iterator[str]:
+    modes = {item.name: getattr(config.stage.parts, item.name).mode for item in _parts(config)}
+    if all(mode is PartMode.frozen for mode in modes.values()):
+        yield "stage.parts: every part is frozen, so nothing would train"
+    if config.model.kind is ModelKind.text_lm:
+        for name in ("vision_tower", "projector"):
+            if modes[name] is not PartMode.frozen:
+                yield f"stage.parts.{name}.mode: a text LM has no {name}; it must be frozen"
+    if modes["projector"] is PartMode.lora:
+        yield "stage.parts.projector.mode: lora is for pretrained parts; use full or frozen"
+
+
+def _parts(config: TrainConfig) -> Any:
+    return fields(config.stage.parts)
+
+
+def _data_rules(data: DataConfig) -> Iterator[str]:
+    known = ", ".join(LANGUAGES)
+    for code in data.languages:
+        if code not in LANGUAGES:
+            yield f"data.languages: {code!r} is not one of {known}"
+    for group in ("sources", "held_out"):
+        for name, source in getattr(data, group).items():
+            key = f"data.{group}.{name}"
+            if source.kind is SourceKind.dataset and source.path is None:
+                yield f"{key}.path: required when kind=dataset: builder, hub id or folder"
+            for code in source.languages:
+                if code not in LANGUAGES:
+                    yield f"{key}.languages: {code!r} is not one of {known}"

@@ -1,0 +1,345 @@
+"""The truth about every knob: type, default, one line of meaning with its unit and range.
+
+YAML files beside this one hold only differences. A required value is `MISSING` (`???` in YAML),
+a choice is an `Enum`. Nothing here imports torch.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+
+class PartMode(Enum):
+    """What happens to one part of the model in training."""
+
+    frozen = "frozen"  # no gradient
+    lora = "lora"  # low-rank adapters on its linear layers, see `adapter`
+    full = "full"  # every parameter trains
+
+
+class ModelKind(Enum):
+    """Where the model comes from."""
+
+    text_lm = "text_lm"  # a text LM alone (stage=text)
+    compose = "compose"  # a text LM, a vision tower, a fresh projector
+    vlm = "vlm"  # a vision-language model from a folder or the hub
+
+
+class Dtype(Enum):
+    """Number format of the weights in memory."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Attention(Enum):
+    """Attention implementation. All keep packed samples apart and give the same loss."""
+
+    sdpa_by_sample = "sdpa_by_sample"  # ours: each sample of a pack on its own
+    sdpa = "sdpa"  # transformers': a dense mask over the pack
+    eager = "eager"  # transformers': without fused kernels
+
+
+class SourceKind(Enum):
+    """What a data source is read from."""
+
+    emoji_scenes = "emoji_scenes"  # shipped: pictures composed of emoji, captions in 23 languages
+    concept_names = "concept_names"  # shipped: names of those emoji from one language to another
+    number_words = "number_words"  # made: numbers written in words, 23 languages
+    udhr = "udhr"  # shipped: Universal Declaration of Human Rights, 23 languages
+    dataset = "dataset"  # anything `datasets.load_dataset` reads: hub, parquet, JSON, image folder
+
+
+class BadRow(Enum):
+    """What to do with a row that cannot be used."""
+
+    error = "error"  # stop and name the row
+    skip = "skip"  # leave it out, count it, name it in rows.jsonl
+
+
+class WandbMode(Enum):
+    """How to talk to Weights & Biases."""
+
+    auto = "auto"  # online when a key is at hand, else offline; never asks
+    online = "online"
+    offline = "offline"
+
+
+class EngineKind(Enum):
+    """How several processes share the work. One process needs none of them."""
+
+    ddp = "ddp"  # each holds the whole model
+    zero2 = "zero2"  # DeepSpeed: gradients and optimizer state are shared out
+    zero3 = "zero3"  # DeepSpeed: the weights too
+
+
+# --------------------------------------------------------------------------------- model
+
+
+@dataclass
+class DecoderConfig:
+    """The text LM. With `path` it is loaded; without, a fresh Cohere2 of this shape is made."""
+
+    path: str | None = None  # folder or hub id of a text LM
+    vocab_size: int = 2048  # tokens, of the tokenizer that is trained for a fresh decoder
+    hidden_size: int = 192
+    intermediate_size: int = 512
+    num_hidden_layers: int = 4  # every fourth is full attention without positions
+    num_attention_heads: int = 6
+    num_key_value_heads: int = 2
+    sliding_window: int = 4096  # tokens
+    max_position_embeddings: int = 8192  # tokens
+    rope_theta: float = 50000.0
+    logit_scale: float = 0.25  # Command R7B's
+
+
+@dataclass
+class VisionTowerConfig:
+    """The SigLIP tower. With `path` it is loaded; without, a fresh one of this shape is made."""
+
+    path: str | None = None  # folder or hub id of a SigLIP or SigLIP2 (fixed resolution) model
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 4
+    image_size: int = 64  # pixels a tile side; position embeddings of a loaded tower are resampled
+    patch_size: int = 8  # pixels
+
+
+@dataclass
+class ModelConfig:
+    """Which model, and how it is held in memory."""
+
+    kind: ModelKind = MISSING
+    path: str | None = None  # kind=vlm: folder or hub id of a vision-language model
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    vision_tower: VisionTowerConfig = field(default_factory=VisionTowerConfig)
+    downsample_factor: int = 2  # pixel shuffle: this many squared patches become one image token
+    crop_to_patches: bool = False  # composed models: cut large pictures into tiles
+    max_patches: int = 12  # composed models: most tiles a picture, without the thumbnail
+    dtype: Dtype = Dtype.float32
+    attn_implementation: Attention = Attention.sdpa_by_sample
+
+
+# ---------------------------------------------------------------------------------- data
+
+
+@dataclass
+class SourceConfig:
+    """One source of rows. Fields ending in `_field` name columns of a `dataset` source."""
+
+    kind: SourceKind = MISSING
+    weight: float = (
+        1.0  # times each row is seen an epoch; 0.5 takes a seeded half, 2 takes it twice
+    )
+    languages: list[str] = field(default_factory=list)  # empty: data.languages
+    num_rows: int | None = None  # rows to make (shipped kinds) or to take at most (dataset)
+    held_out: bool = False  # shipped kinds: the part that training never sees
+    max_number: int = 9999  # number_words: largest number
+    path: str | None = None  # dataset: builder ("parquet", "json"), hub id, or local folder
+    name: str | None = None  # dataset: configuration name of a hub data set
+    split: str = "train"  # dataset: split, slices allowed ("train[:1%]")
+    data_files: list[str] = field(
+        default_factory=list
+    )  # dataset: files of a builder; globs allowed
+    id_field: str | None = None  # dataset: column with a unique id; null: the row number
+    image_field: str | None = "image"  # dataset: column with a picture, a path, or a list of them
+    image_root: str | None = (
+        None  # dataset: folder that relative paths start from and may not leave
+    )
+    caption_field: str = "caption"  # dataset: column with the answer
+    prompt_field: str | None = None  # dataset: column with the question; null: a caption prompt
+    messages_field: str | None = (
+        None  # dataset: column with chat messages, instead of the two above
+    )
+    language_field: str | None = None  # dataset: column with the language code
+    language: str | None = None  # dataset: the language, where no column has it
+
+
+@dataclass
+class DataConfig:
+    """What is trained on, what is held out, and how it is packed."""
+
+    sources: dict[str, SourceConfig] = MISSING  # name -> source
+    held_out: dict[str, SourceConfig] = field(default_factory=dict)  # evaluated, never trained on
+    languages: list[str] = field(default_factory=lambda: ["en", "es", "fr", "hi"])
+    max_tokens: int = 2048  # budget of a pack, in tokens
+    max_tiles: int = 64  # budget of a pack, in image tiles
+    packs_per_step: int = 2  # packs in a global batch, over all ranks and accumulation steps
+    on_bad_row: BadRow = BadRow.error
+    max_bad_ratio: float = 0.05  # with on_bad_row=skip: more than this share stops the run
+    max_pixels: int = 178_956_970  # pixels in a picture; above it is refused as a bomb
+    num_workers: int = 0  # processes a rank that prepare batches
+
+
+# ------------------------------------------------------------------------------ training
+
+
+@dataclass
+class PartConfig:
+    """How one part of the model trains."""
+
+    mode: PartMode = PartMode.frozen
+    learning_rate: float = 1e-4  # peak
+
+
+@dataclass
+class PartsConfig:
+    """The three parts every tensor belongs to."""
+
+    vision_tower: PartConfig = field(default_factory=PartConfig)
+    projector: PartConfig = field(default_factory=PartConfig)
+    decoder: PartConfig = field(default_factory=PartConfig)
+
+
+@dataclass
+class StageConfig:
+    """A preset of what trains."""
+
+    name: str = MISSING
+    parts: PartsConfig = field(default_factory=PartsConfig)
+
+
+@dataclass
+class AdapterConfig:
+    """LoRA through PEFT, for parts whose mode is `lora`."""
+
+    r: int = 16  # rank
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0  # in [0, 1)
+    use_rslora: bool = False  # scale by alpha / sqrt(r)
+    use_dora: bool = False  # learn magnitude and direction apart
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its schedule (warm-up, then cosine to a share of the peak)."""
+
+    max_steps: int | None = None  # optimizer steps; null: num_epochs decides
+    num_epochs: float = 1.0  # passes over the data
+    warmup_steps: int = 200  # the paper's
+    min_lr_ratio: float = 0.1  # learning rate at the end as a share of the peak
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+
+@dataclass
+class EngineConfig:
+    """Processes, threads, memory."""
+
+    kind: EngineKind = EngineKind.ddp
+    num_threads: int | None = None  # CPU threads a process; null: torch's choice
+    gradient_checkpointing: bool = False  # recompute activations in backward
+    bf16: bool = False  # run forward and backward in bfloat16 autocast over float32 weights
+
+
+@dataclass
+class CheckpointConfig:
+    """Checkpoints to resume from. They appear whole or not at all."""
+
+    save_steps: int = 500
+    save_total_limit: int = 2  # newest ones kept
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured on data.held_out."""
+
+    eval_steps: int | None = None  # steps between measurements; null: only at start and end
+    eval_on_start: bool = True
+    max_rows: int = 128  # rows a source and language at most
+    generate: bool = True  # also answer by greedy search, for exact match and chrF
+    max_new_tokens: int = 48
+    batch_size: int = 32  # conversations answered at once
+
+
+@dataclass
+class TrackerConfig:
+    """Where metrics go besides metrics.jsonl, which is always written."""
+
+    wandb: bool = True
+    mode: WandbMode = WandbMode.auto
+    project: str = "visiongraft"
+    entity: str | None = None
+    group: str | None = None  # one group for the runs of a pipeline
+    logging_steps: int = 10
+
+
+@dataclass
+class TrainConfig:
+    """`torchrun train/main.py`"""
+
+    output_dir: str = MISSING  # run folder; holds one run
+    seed: int = 0
+    dry_run: bool = False  # check everything, print the plan, train nothing
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    stage: StageConfig = field(default_factory=StageConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+
+
+# ------------------------------------------------------------------------- other commands
+
+
+@dataclass
+class MergeConfig:
+    """`python -m merge`"""
+
+    vlm: str = MISSING  # folder of the vision-tuned model
+    text: str = MISSING  # folder of the text LM it was grafted on
+    out: str = MISSING  # folder to write; must not exist or be empty
+    alpha: float = 0.4  # share of the VLM in [0, 1]; 0.4 is the paper's choice (arXiv 2505.08751)
+    force: bool = False  # merge although the two do not look related
+    verify: bool = True  # reload the result and compare it with what was asked
+    dry_run: bool = False  # check everything, print the plan, write nothing
+
+
+@dataclass
+class SweepConfig:
+    """`python -m merge.sweep`"""
+
+    vlm: str = MISSING
+    text: str = MISSING
+    out: str = MISSING  # folder for the table, the plot, the report
+    alphas: list[float] = field(default_factory=lambda: [i / 10 for i in range(11)])
+    max_text_loss_increase: float = 0.2  # nats a token over the text LM that the choice may cost
+    force: bool = False  # sweep although the two do not look related
+    seed: int = 0
+    dry_run: bool = False  # check everything, print the plan, measure nothing
+    data: DataConfig = field(default_factory=DataConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+
+
+@dataclass
+class EvaluateConfig:
+    """`python -m train.evaluate`"""
+
+    models: dict[str, str] = MISSING  # name in the table -> folder or hub id
+    out: str = MISSING  # folder for evaluation.json, report.md and pictures
+    seed: int = 0
+    dry_run: bool = False  # check everything, print the plan, measure nothing
+    num_examples: int = 6  # held-out pictures to show with every model's caption
+    data: DataConfig = field(default_factory=DataConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+@dataclass
+class InspectConfig:
+    """`python -m data.inspect`"""
+
+    num_rows: int = 3  # rows a source to show
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)  # for its processor; no weights load
+    data: DataConfig = field(default_factory=DataConfig)

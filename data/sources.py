@@ -1,0 +1,87 @@
+"""From the config of a source to its rows, and from rows to rendered samples."""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from configs.errors import DataError
+from configs.schema import BadRow, DataConfig, SourceConfig, SourceKind
+from data.ledger import Ledger
+from data.render import Renderer, Sample
+from data.rows import Row
+from data.shipped import name_rows, number_rows, scene_rows, udhr_rows
+from data.table import make_row, read_table
+
+T = TypeVar("T")
+
+
+def iterate_rows(name: str, data: DataConfig, source: SourceConfig, ledger: Ledger, *, seed: int
+) -> Iterator[Row]:  # fmt: skip
+    """Yield the rows of one source; those that cannot be made go to the ledger."""
+    if source.kind is not SourceKind.dataset:
+        yield from _shipped_rows(name, source, source.languages or data.languages, seed)
+        return
+    for row_id, columns in read_table(name, source):
+        row = ledger.refuse_or(
+            name,
+            row_id,
+            lambda i=row_id, c=columns: make_row(  # type: ignore[misc]
+                name, i, c, source, max_pixels=data.max_pixels
+            ),
+        )
+        if row is not None:
+            yield row
+
+
+def _shipped_rows(
+    name: str, source: SourceConfig, languages: Sequence[str], seed: int
+) -> Iterator[Row]:
+    held_out, num_rows = source.held_out, source.num_rows
+    if source.kind is SourceKind.number_words:
+        return number_rows(
+            name, languages, num_rows, max_number=source.max_number, held_out=held_out, seed=seed
+        )
+    if source.kind is SourceKind.udhr:
+        return udhr_rows(name, languages, num_rows, held_out=held_out)
+    if num_rows is None:
+        raise DataError(
+            f"data source {name}: kind={source.kind.value} has no end of its own; set num_rows"
+        )
+    if source.kind is SourceKind.concept_names:
+        return name_rows(name, languages, num_rows, seed=seed)
+    return scene_rows(name, languages, num_rows, held_out=held_out, seed=seed)
+
+
+def new_ledger(data: DataConfig) -> Ledger:
+    """Return an empty ledger with the config's rules."""
+    return Ledger(skip=data.on_bad_row is BadRow.skip, max_bad_ratio=data.max_bad_ratio)
+
+
+def read_rows(
+    data: DataConfig, sources: dict[str, SourceConfig], ledger: Ledger, *, seed: int
+) -> dict[str, list[Row]]:
+    """Return the rows of each source."""
+    return {
+        name: list(iterate_rows(name, data, source, ledger, seed=seed))
+        for name, source in sources.items()
+    }
+
+
+def render_rows(
+    rows: dict[str, list[Row]], renderer: Renderer, data: DataConfig, ledger: Ledger
+) -> dict[str, list[Sample]]:
+    """Return the rendered samples of each source; rows that cannot be rendered go to the ledger.
+
+    Raises:
+        DataError: a bad row where none may be skipped, too many, or no usable row at all.
+    """
+    samples: dict[str, list[Sample]] = {}
+    for name, group in rows.items():
+        made = (
+            ledger.attempt(name, row.id, lambda row=row: renderer.render(  # type: ignore[misc]
+                row, max_tokens=data.max_tokens, max_tiles=data.max_tiles
+            ))
+            for row in group
+        )  # fmt: skip
+        samples[name] = [sample for sample in made if sample is not None]
+    ledger.check()
+    return samples

@@ -1,0 +1,134 @@
+"""Rows of anything `datasets.load_dataset` reads, by the names of its columns."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from configs.errors import DataError
+from configs.languages import LANGUAGES
+from configs.schema import SourceConfig
+from data.images import BytesImage, FileImage, resolve_under
+from data.instructions import DESCRIBE
+from data.rows import IMAGE, ImageRef, Row, Turn, question
+
+RawRow = tuple[str, dict[str, Any]]  # id, columns
+
+
+def read_table(name: str, config: SourceConfig) -> Iterator[RawRow]:
+    """Yield (id, columns) of each row. Pictures stay encoded.
+
+    Raises:
+        DataError: the data set cannot be read, or lacks a column that the config names.
+    """
+    table = _load(name, config)
+    num_rows = len(table) if config.num_rows is None else min(config.num_rows, len(table))
+    for index in range(num_rows):
+        columns = table[index]
+        row_id = str(index) if config.id_field is None else str(columns[config.id_field])
+        yield row_id, columns
+
+
+def make_row(
+    name: str, row_id: str, columns: Mapping[str, Any], config: SourceConfig, *, max_pixels: int
+) -> Row:
+    """Turn one row of a table into a Row.
+
+    Raises:
+        DataError: a picture is missing, or the language or the messages are not understood.
+    """
+    language = config.language or str(columns.get(config.language_field or "", "en"))
+    if language not in LANGUAGES:
+        raise DataError(f"language {language!r} is not one of {', '.join(LANGUAGES)}")
+    images = tuple(_images(columns, config, max_pixels))
+    if config.messages_field is not None:
+        turns = tuple(_turns(columns[config.messages_field], len(images)))
+    else:
+        answer = columns[config.caption_field] or ""
+        asked = columns[config.prompt_field] if config.prompt_field else DESCRIBE[language][0]
+        turns = question(str(asked), str(answer), num_images=len(images))
+    return Row(row_id, name, language, turns, images)
+
+
+def _load(name: str, config: SourceConfig) -> Any:
+    from datasets import Image, List, load_dataset
+
+    assert config.path is not None
+    try:
+        table = load_dataset(
+            config.path, config.name, split=config.split, data_files=config.data_files or None
+        )
+    except Exception as error:  # datasets raises a dozen kinds for what a user can cause
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise DataError(
+            f"data.sources.{name}: cannot read path={config.path!r}, "
+            f"data_files={config.data_files}, split={config.split!r}: {reason}"
+        ) from error
+    _check_columns(name, config, table.column_names)
+    field = config.image_field
+    if field in table.column_names:
+        feature = table.features[field]
+        if isinstance(feature, Image):
+            table = table.cast_column(field, Image(decode=False))
+        elif isinstance(feature, List) and isinstance(feature.feature, Image):
+            table = table.cast_column(field, List(Image(decode=False)))
+    return table
+
+
+def _check_columns(name: str, config: SourceConfig, present: list[str]) -> None:
+    wanted = {
+        "id_field": config.id_field,
+        "prompt_field": config.prompt_field,
+        "language_field": config.language_field,
+        "messages_field": config.messages_field,
+        "caption_field": None if config.messages_field else config.caption_field,
+        "image_field": config.image_field,
+    }
+    lacking = [
+        f"data.sources.{name}.{key}={column}"
+        for key, column in wanted.items()
+        if column is not None and column not in present
+    ]
+    if lacking:
+        raise DataError(
+            f"{', '.join(lacking)}: no such column; the data set has {', '.join(present)}"
+            " (image_field=null for text alone)"
+        )
+
+
+def _images(
+    columns: Mapping[str, Any], config: SourceConfig, max_pixels: int
+) -> Iterator[ImageRef]:
+    value = columns.get(config.image_field) if config.image_field else None
+    items = value if isinstance(value, list) else [] if value is None else [value]
+    root = Path(config.image_root) if config.image_root else Path.cwd()
+    for item in items:
+        data = item.get("bytes") if isinstance(item, Mapping) else None
+        reference = item.get("path") if isinstance(item, Mapping) else item
+        if data is not None:
+            yield BytesImage(data, str(reference or "in the row"), max_pixels)
+        elif isinstance(item, Mapping) and reference and Path(reference).is_absolute():
+            yield FileImage(Path(reference), max_pixels)  # resolved by datasets itself
+        else:
+            yield FileImage(resolve_under(root, str(reference)), max_pixels)
+
+
+def _turns(messages: Any, num_images: int) -> Iterator[Turn]:
+    """Yield chat messages as turns; pictures without a place go before the first question."""
+    if not isinstance(messages, list) or not messages:
+        raise DataError("messages is not a list of role and content")
+    turns = [_turn(message) for message in messages]
+    placed = sum(turn.content.count(IMAGE) for turn in turns)
+    for turn in turns:
+        if not placed and num_images and turn.role == "user":
+            turn, placed = Turn(turn.role, (IMAGE,) * num_images + turn.content), num_images
+        yield turn
+
+
+def _turn(message: Any) -> Turn:
+    if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+        raise DataError(f"message {str(message)[:80]!r} has no role and content")
+    content = message["content"]
+    if isinstance(content, str):
+        return Turn(str(message["role"]), (content,))
+    pieces = [IMAGE if piece["type"] == "image" else str(piece["text"]) for piece in content]
+    return Turn(str(message["role"]), tuple(pieces))

@@ -1,0 +1,135 @@
+"""Makes the output folder appear whole or not at all, and carries over what is not weights.
+
+The output is written into a hidden sibling folder, forced to disk, and renamed at the end.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from configs.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+COMPANION_FOLDERS = ("additional_chat_templates",)
+REPORT_FILE = "merge_report.json"
+WEIGHT_SUFFIXES = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"),
+    *(".npz", ".pkl", ".pickle"),
+)
+TRAINING_STEMS = ("optimizer", "scheduler", "rng_state", "trainer_state", "training_args")
+SPARE_BYTES = 16 << 20  # configs, tokenizer and report beside the weights
+
+
+@contextmanager
+def staged_folder(out: Path, num_bytes: int) -> Iterator[Path]:
+    """A folder beside `out` to write into; becomes `out` when the block ends without an error.
+
+    Args:
+        out: absolute path of the folder to appear; must not exist, or be empty.
+        num_bytes: size of the weights to come.
+
+    Raises ConfigError when `out` is taken or the disk is too small. On any error the staged folder
+    is removed; a killed process leaves it behind, hidden, and the next merge names it.
+    """
+    _check_out(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _check_space(out, num_bytes)
+    staged = out.parent / f".{out.name}.partial-{os.getpid()}"
+    # A folder of that name is a killed merge's whose process number came round again.
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    try:
+        yield staged
+        _flush_folder(staged)
+        staged.rename(out)
+        _flush_folder(out.parent)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+
+
+def copy_companions(source: Path, target: Path) -> tuple[list[str], list[str]]:
+    """Copies config, processor, tokenizer, chat templates and all else that is not weights.
+
+    Returns (names copied, names left out). Weights, pickles, optimizer and trainer state, hidden
+    files and sub-folders other than COMPANION_FOLDERS stay out. Modes follow the umask.
+    """
+    copied, left_out = [], []
+    for path in sorted(source.iterdir()):
+        if path.is_dir() and path.name in COMPANION_FOLDERS:
+            (target / path.name).mkdir()
+            inner = copy_companions(path, target / path.name)
+            copied += [f"{path.name}/{name}" for name in inner[0]]
+            _flush_folder(target / path.name)
+        elif path.is_file() and _is_companion(path.name):
+            _copy_file(path, target / path.name)
+            copied.append(path.name)
+        elif not path.name.endswith((".safetensors", ".safetensors.index.json")):
+            left_out.append(path.name)
+    return copied, left_out
+
+
+def copy_index(index: Path | None, target: Path) -> None:
+    """Copies the index of sharded weights; the shards are laid out as it says."""
+    if index is not None:
+        _copy_file(index, target / index.name)
+
+
+def flush_to_disk(file: IO[Any]) -> None:
+    """Forces a file's content to disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    """Copies content, not mode (transformers writes 0600), and forces it to disk."""
+    with source.open("rb") as reader, target.open("wb") as writer:
+        shutil.copyfileobj(reader, writer)
+        flush_to_disk(writer)
+
+
+def _is_companion(name: str) -> bool:
+    """Whether a top-level file of the VLM belongs into the output, by its name."""
+    lower = name.lower()
+    return not (
+        lower.startswith((".", *TRAINING_STEMS))
+        or lower == REPORT_FILE
+        or Path(lower).suffix in WEIGHT_SUFFIXES
+        or lower.endswith((".safetensors.index.json", ".bin.index.json"))
+    )
+
+
+def _check_out(out: Path) -> None:
+    """Raises ConfigError unless `out` is free."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out={out} is a file; give a folder that does not exist yet")
+    if out.is_dir() and any(out.iterdir()):
+        raise ConfigError(f"out={out} exists and is not empty; remove it or give another folder")
+
+
+def _check_space(out: Path, num_bytes: int) -> None:
+    """Raises ConfigError when the disk of `out` cannot hold the output."""
+    leftovers = sorted(str(path) for path in out.parent.glob(f".{out.name}.partial-*"))
+    hint = f"; left over from killed merges, or still running: {leftovers}" if leftovers else ""
+    if leftovers:
+        logger.warning("out=%s%s", out, hint)
+    needed, free = num_bytes + SPARE_BYTES, shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise ConfigError(
+            f"out={out} needs {needed / 1e9:.2f} GB, but {out.parent} has {free / 1e9:.2f} GB free"
+            + hint
+        )
+
+
+def _flush_folder(folder: Path) -> None:
+    """Forces a folder's entries to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Compose or load a model, set what trains, train, evaluate, export."""

@@ -1,0 +1,98 @@
+"""TRL's arguments from ours: optimizer, schedule, checkpoints, engine."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import SFTConfig
+
+from configs.errors import ConfigError
+from configs.schema import EngineKind, TrainConfig
+
+
+def num_ranks() -> int:
+    """Return the number of processes of this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Return the number of this process in the run."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> SFTConfig:
+    """Return the arguments of a run. They set up the process group where there are several.
+
+    Raises:
+        ConfigError: the global batch cannot be shared out over the ranks.
+    """
+    packs, ranks = config.data.packs_per_step, num_ranks()
+    if packs % ranks:
+        raise ConfigError(
+            f"data.packs_per_step={packs} cannot be shared by {ranks} processes; "
+            f"give a multiple of {ranks}"
+        )
+    optim, peak = config.optim, max_learning_rate(config)
+    on_cpu = not torch.cuda.is_available()
+    return SFTConfig(
+        output_dir=str(checkpoints),
+        max_steps=num_steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=packs // ranks,
+        learning_rate=peak,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": optim.min_lr_ratio},
+        warmup_steps=min(optim.warmup_steps, num_steps),
+        adam_beta1=optim.adam_beta1,
+        adam_beta2=optim.adam_beta2,
+        weight_decay=optim.weight_decay,
+        max_grad_norm=optim.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=config.engine.bf16,
+        gradient_checkpointing=config.engine.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and ranks > 1 else None,
+        ddp_find_unused_parameters=False,
+        deepspeed=deepspeed_config(config.engine.kind),
+        dataloader_num_workers=config.data.num_workers,
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        save_strategy="steps",
+        save_steps=config.checkpoint.save_steps,
+        save_total_limit=config.checkpoint.save_total_limit,
+        logging_steps=config.tracker.logging_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="no",
+        report_to=[],
+        seed=config.seed,
+        data_seed=config.seed,
+    )
+
+
+def max_learning_rate(config: TrainConfig) -> float:
+    """Return the highest peak of any part; the groups of the optimizer hold their own."""
+    parts = config.stage.parts
+    return max(part.learning_rate for part in (parts.vision_tower, parts.projector, parts.decoder))
+
+
+def deepspeed_config(kind: EngineKind) -> dict[str, Any] | None:
+    """Return DeepSpeed's config for an engine; "auto" is filled in from the arguments."""
+    if kind is EngineKind.ddp:
+        return None
+    return {
+        "zero_optimization": {
+            "stage": {EngineKind.zero2: 2, EngineKind.zero3: 3}[kind],
+            "overlap_comm": torch.cuda.is_available(),
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": "auto"},
+        "gradient_clipping": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "train_batch_size": "auto",
+        "steps_per_print": 10**9,
+    }

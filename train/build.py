@@ -1,0 +1,25 @@
+"""From the model config to a model: the one builder that reads it."""
+
+from typing import Any
+
+import torch
+
+from configs.schema import ModelConfig, ModelKind
+from train.attention import set_attention
+from train.build_model import build_decoder, build_vision_tower, compose, load_vlm
+
+
+def build_model(config: ModelConfig, processing_class: Any) -> Any:
+    """Return the model in its dtype on the CPU; the trainer moves it."""
+    dtype = getattr(torch, config.dtype.value)
+    if config.kind is ModelKind.vlm:
+        assert config.path is not None
+        model: Any = load_vlm(config.path, dtype=dtype)
+    else:
+        tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        model = build_decoder(config.decoder, tokenizer, dtype=dtype)
+        if config.kind is ModelKind.compose:
+            tower = build_vision_tower(config.vision_tower, dtype=dtype)
+            model = compose(model, tower, tokenizer, downsample_factor=config.downsample_factor)
+    set_attention(model, config.attn_implementation)
+    return model

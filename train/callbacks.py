@@ -1,0 +1,103 @@
+"""What happens between steps: metrics are logged, and held-out rows are measured."""
+
+import json
+import time
+from typing import Any
+
+from transformers import TrainerCallback
+
+from data.pack import PackPlan
+from train.arguments import num_ranks
+from train.evaluation import HeldOut, Results, as_json, flat_metrics
+from train.run_folder import RunFolder
+from train.tracking import Tracker
+
+
+class RunCallback(TrainerCallback):
+    """Logs under stable names: train/, perf/, data/, eval/."""
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        folder: RunFolder,
+        held_out: HeldOut,
+        plan: PackPlan,
+        *,
+        eval_steps: int | None,
+        generate: bool,
+    ) -> None:
+        """Set `trainer` before training starts: its counts are logged."""
+        self.tracker, self.folder, self.held_out, self.plan = tracker, folder, held_out, plan
+        self.eval_steps, self.generate = eval_steps, generate
+        self.trainer: Any = None
+        self.last_time = 0.0
+        self.last_counts: dict[str, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._reset()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Write what the trainer logs, with speed since the last time."""
+        if not logs or "loss" not in logs:
+            return
+        metrics = {f"train/{name}": value for name, value in logs.items() if name != "epoch"}
+        metrics["data/epoch"] = self.plan.epoch_of(state.global_step)
+        metrics |= self._speed()
+        self.tracker.log(metrics, state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure the held-out rows when it is time; at the last step the run does so itself."""
+        due = self.eval_steps is not None and state.global_step % self.eval_steps == 0
+        if due and state.global_step < state.max_steps:
+            self.evaluate(kwargs["model"], step=state.global_step)
+            self._reset()
+
+    def evaluate(self, model: Any, *, step: int) -> Results:
+        """Measure the held-out rows; every rank does the same, which every engine can do."""
+        start = time.perf_counter()
+        results = self.held_out.measure(model, generate=self.generate)
+        metrics = {f"eval/{name}": value for name, value in flat_metrics(results).items()}
+        metrics["perf/evaluation_seconds"] = time.perf_counter() - start
+        self.tracker.log(metrics, step)
+        if self.tracker.path is not None:
+            path = self.folder.evaluation / f"step-{step:06d}.json"
+            path.write_text(
+                json.dumps(as_json(results), ensure_ascii=False, indent=1), encoding="utf-8"
+            )
+            self._log_answers(results, step)
+        return results
+
+    def _log_answers(self, results: Results, step: int) -> None:
+        columns = ["row", "picture", "language", "question", "reference", "answer"]
+        for name, result in results.items():
+            pictures = {
+                str(sample.row): sample.row.images[0].load()
+                for sample in self.held_out.groups[name][:32]
+                if sample.row.images and self.tracker.wandb_run is not None
+            }
+            rows = [
+                [a.row_id, pictures.get(a.row_id), a.language, a.question, a.reference, a.answer]
+                for a in result.answers[:32]
+            ]
+            if rows:
+                self.tracker.log_table(f"eval/{name}/answers", columns, rows, step)
+
+    def _reset(self) -> None:
+        self.last_time = time.perf_counter()
+        self.last_counts = self._counts()
+
+    def _counts(self) -> dict[str, float]:
+        return {**self.trainer.counts, "data_wait_seconds": self.trainer.data_wait_seconds}
+
+    def _speed(self) -> dict[str, float]:
+        """Return figures of all ranks, taking the others to be as fast as this one."""
+        now, counts = time.perf_counter(), self._counts()
+        seconds = now - self.last_time
+        gained = {name: value - self.last_counts[name] for name, value in counts.items()}
+        self.last_time, self.last_counts = now, counts
+        per_second = {
+            f"perf/{name}_per_second": gained[name] * num_ranks() / seconds
+            for name in ("tokens", "supervised_tokens", "tiles")
+        }
+        return per_second | {"perf/data_wait_ratio": gained["data_wait_seconds"] / seconds}

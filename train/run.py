@@ -1,0 +1,163 @@
+"""One training run, from its config to its export: the table of contents of `train/`."""
+
+import logging
+import time
+from typing import Any
+
+from configs.schema import TrainConfig
+from data.build import TrainingData, build_training_data, describe_samples
+from data.processor import build_processing_class, texts_for_tokenizer
+from data.render import Renderer, Sample
+from data.sources import new_ledger, read_rows, render_rows
+from train.arguments import build_arguments, num_ranks, rank
+from train.build import build_model
+from train.callbacks import RunCallback
+from train.card import model_card
+from train.evaluation import HeldOut
+from train.export import export_model
+from train.held_out import prepare_held_out
+from train.loss import add_token_losses, check_against_text_class
+from train.process import set_up_process
+from train.run_folder import RunFolder, to_plain
+from train.tracking import Tracker, start_tracker, truncate_metrics
+from train.trainer import GraftTrainer, newest_checkpoint, step_of
+from train.what_trains import PartRow, format_table, set_what_trains
+
+log = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig) -> None:
+    """Train the stage that `config` describes, or go on with it, and export the result."""
+    set_up_process(config.engine.num_threads, config.seed)
+    folder = RunFolder(config.output_dir)
+    folder.check(config)
+    if folder.is_finished():
+        log.info("%s is finished; its model is in %s", folder.path, folder.export)
+        return
+    processing_class, samples, data = prepare_training_data(config)
+    held_out = prepare_held_out(
+        config.data, config.evaluation, Renderer(processing_class), seed=config.seed
+    )
+    model, table = prepare_model(config, processing_class)
+    num_steps = config.optim.max_steps or data.plan.num_steps(config.optim.num_epochs)
+    log_plan(config, samples, data, table, num_steps)
+    if config.dry_run:
+        log.info("dry_run=true: nothing was trained and nothing was written")
+        return
+    folder.open(config)
+    data.ledger.write(folder.rows)
+    run_stage(config, folder, model, table, processing_class, data, held_out, num_steps)
+
+
+def prepare_training_data(
+    config: TrainConfig,
+) -> tuple[Any, dict[str, list[Sample]], TrainingData]:
+    """Return the tokenizer or processor, the samples by source, and their plan."""
+    ledger = new_ledger(config.data)
+    rows = read_rows(config.data, config.data.sources, ledger, seed=config.seed)
+    texts = texts_for_tokenizer(rows, config.data.languages)
+    processing_class = build_processing_class(config.model, texts)
+    samples = render_rows(rows, Renderer(processing_class), config.data, ledger)
+    return processing_class, samples, build_training_data(
+        samples, config.data, ledger, seed=config.seed
+    )  # fmt: skip
+
+
+def prepare_model(config: TrainConfig, processing_class: Any) -> tuple[Any, list[PartRow]]:
+    """Return the model with our loss, checked, and the table of what trains."""
+    model = build_model(config.model, processing_class)
+    add_token_losses(model)
+    check_against_text_class(model)
+    return set_what_trains(model, config.stage.parts, config.adapter)
+
+
+def log_plan(
+    config: TrainConfig,
+    samples: dict[str, list[Sample]],
+    data: TrainingData,
+    table: list[PartRow],
+    num_steps: int,
+) -> None:
+    """Log what is trained on, what trains, and for how long."""
+    plan = data.plan
+    log.info("data\n%s", describe_samples(samples))
+    log.info(
+        "%d steps of %d packs (%.2f epochs of %d steps); packs of %d tokens are %.1f%% full; "
+        "%d rank(s), %d accumulation steps",
+        num_steps,
+        plan.packs_per_step,
+        plan.epoch_of(num_steps),
+        plan.num_steps(1),
+        plan.max_tokens,
+        100 * plan.fill_ratio(),
+        num_ranks(),
+        plan.packs_per_step // num_ranks(),
+    )
+    log.info("stage %s: what trains\n%s", config.stage.name, format_table(table))
+
+
+def run_stage(
+    config: TrainConfig,
+    folder: RunFolder,
+    model: Any,
+    table: list[PartRow],
+    processing_class: Any,
+    data: TrainingData,
+    held_out: HeldOut,
+    num_steps: int,
+) -> None:
+    """Train from the newest checkpoint or from the start, measure, export."""
+    checkpoint = newest_checkpoint(folder.checkpoints)
+    if checkpoint is not None:
+        log.info("going on from %s", checkpoint)
+        if rank() == 0:
+            truncate_metrics(folder.metrics, step_of(checkpoint))
+    arguments = build_arguments(config, folder.checkpoints, num_steps)
+    tracker = open_tracker(config, folder)
+    callback = RunCallback(
+        tracker,
+        folder,
+        held_out,
+        data.plan,
+        eval_steps=config.evaluation.eval_steps,
+        generate=config.evaluation.generate,
+    )
+    trainer = GraftTrainer(
+        model,
+        arguments,
+        data,
+        processing_class,
+        num_steps=num_steps,
+        learning_rates={row.part: row.learning_rate for row in table},
+        callbacks=[callback],
+    )
+    callback.trainer = trainer
+    finished = False
+    try:
+        if checkpoint is None and config.evaluation.eval_on_start:
+            callback.evaluate(trainer.model, step=0)
+        start = time.perf_counter()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        seconds = time.perf_counter() - start
+        results = callback.evaluate(trainer.model, step=num_steps)
+        if trainer.is_world_process_zero():
+            card = model_card(config, table, results)
+            export_model(trainer.model, processing_class, folder.export, card=card)
+            folder.close(steps=num_steps, seconds=round(seconds, 1))
+        finished = True
+    finally:
+        tracker.finish(failed=not finished)
+
+
+def open_tracker(config: TrainConfig, folder: RunFolder) -> Tracker:
+    """Open metrics.jsonl and the W&B run."""
+    tracker = start_tracker(
+        config.tracker,
+        folder.path,
+        job_type=config.stage.name,
+        run_config=to_plain(config),
+        first_process=rank() == 0,
+    )
+    for path in (folder.config, folder.rows):
+        tracker.save_file(path)
+    return tracker

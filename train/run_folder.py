@@ -1,0 +1,140 @@
+"""The run folder: one run, its resolved config, its environment, and whether it is finished."""
+
+import json
+import os
+import platform
+import socket
+import sys
+import time
+from dataclasses import asdict
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from configs.errors import ConfigError
+from configs.schema import TrainConfig
+
+# Keys that may change between a run and its resumption without changing what is learned.
+FREE = (
+    "dry_run",
+    "output_dir",
+    "tracker",
+    "checkpoint",
+    "evaluation",
+    "engine",
+    "data.num_workers",
+)
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "wandb")
+
+
+class RunFolder:
+    """Paths of a run folder, and the checks that keep two runs apart."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Name the folder; nothing is written yet."""
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.rows = self.path / "rows.jsonl"
+        self.evaluation = self.path / "evaluation"
+        self.export = self.path / "export"
+        self.finished = self.path / "finished.json"
+
+    def check(self, config: TrainConfig) -> None:
+        """Refuse a folder that holds another run, or files of something else.
+
+        Raises:
+            ConfigError: naming the keys that differ, and what to do.
+        """
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return
+        if not self.config.is_file():
+            raise ConfigError(
+                f"output_dir={str(self.path)!r} holds files, but no run of ours; "
+                "give an empty or a new folder"
+            )
+        before = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        differing = _differing(before, to_plain(config))
+        if differing:
+            lines = [f"\n  {key}: {old!r} there, {new!r} now" for key, old, new in differing[:8]]
+            raise ConfigError(
+                f"output_dir={str(self.path)!r} holds another run:{''.join(lines)}\n"
+                "  give another output_dir, or the same config to go on with that run"
+            )
+
+    def is_finished(self) -> bool:
+        """Whether the run has reached its last step and was exported."""
+        return self.finished.is_file()
+
+    def open(self, config: TrainConfig) -> None:
+        """Write the resolved config and the environment, before anything loads."""
+        for folder in (self.path, self.checkpoints, self.evaluation):
+            folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+        self.config.write_text(text, encoding="utf-8")
+        line = json.dumps(environment())
+        with (self.path / "environment.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def close(self, **facts: Any) -> None:
+        """Mark the run as finished."""
+        self.finished.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def environment() -> dict[str, Any]:
+    """Return what the run runs on: versions, machine, command, time."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def to_plain(config: Any) -> Any:
+    """Return a config as dicts, lists and text."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Enum):
+            return value.name
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return value
+
+    return plain(asdict(config))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(node, dict) and node:
+        found: dict[str, Any] = {}
+        for key, value in node.items():
+            found |= _flat(value, f"{prefix}{key}.")
+        return found
+    return {prefix.rstrip("."): node}
+
+
+def _differing(before: Any, now: Any) -> list[tuple[str, Any, Any]]:
+    old, new = _flat(before), _flat(now)
+    keys = [key for key in {**old, **new} if not any(_under(key, free) for free in FREE)]
+    return [(k, old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)]
+
+
+def _under(key: str, parent: str) -> bool:
+    return key == parent or key.startswith(f"{parent}.")

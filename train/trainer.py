@@ -1,0 +1,180 @@
+"""TRL's SFTTrainer with packed batches, the exact loss, a learning rate a part, whole checkpoints.
+
+Everything else (devices, engines, accumulation, schedule, resume) is TRL's, transformers' and
+accelerate's.
+"""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from trl import SFTConfig, SFTTrainer
+
+from data.batches import PackedBatches, take_first
+from data.build import TrainingData
+from train.parts import Part
+from train.what_trains import trainable_by_part
+
+STAGING = ".writing"  # a checkpoint that is not whole yet; never resumed from
+
+
+class GraftTrainer(SFTTrainer):
+    """SFTTrainer whose micro-batches are packs.
+
+    The training set is the whole run, not an epoch: item i is the i-th micro-batch of this rank.
+    Resuming at step k is therefore going on at item k * accumulation, in any epoch.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: SFTConfig,
+        data: TrainingData,
+        processing_class: Any,
+        *,
+        num_steps: int,
+        learning_rates: dict[Part, float],
+        callbacks: list[Any],
+    ) -> None:
+        """Take a model prepared by `add_token_losses` and `set_what_trains`."""
+        self.learning_rates = learning_rates
+        self.batches = PackedBatches(
+            data.samples,
+            data.plan,
+            getattr(processing_class, "image_processor", None),
+            num_steps=num_steps,
+            rank=args.process_index,
+            num_ranks=args.world_size,
+        )
+        self.counts = dict.fromkeys(("tokens", "supervised_tokens", "tiles"), 0)
+        self.data_wait_seconds = 0.0
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=_described(),
+            data_collator=take_first,
+            processing_class=processing_class,
+            callbacks=callbacks,
+        )
+        # compute_loss divides by the supervised tokens of the global batch.
+        self.model_accepts_loss_kwargs = True
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Return the sum of token losses over the supervised tokens of the global batch.
+
+        Engines average gradients over ranks, hence the factor. The mean of micro-batch means would
+        weigh a token by how few others share its pack.
+        """
+        assert num_items_in_batch is not None
+        self._count(inputs)
+        losses = model(**inputs, token_losses=True)
+        return losses.sum() * (self.args.world_size / num_items_in_batch)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return this rank's packs in order. They are already shared out over ranks."""
+        return DataLoader(
+            self.batches,
+            batch_size=1,
+            sampler=SequentialSampler(self.batches),
+            collate_fn=take_first,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Return AdamW with a group for each part; vectors are not decayed."""
+        if self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            groups = []
+            for part, named in trainable_by_part(model or self.model).items():
+                for decays in (True, False):
+                    chosen = [p for _, p in named if (p.ndim > 1) is decays]
+                    if chosen:
+                        groups.append(
+                            {
+                                "params": chosen,
+                                "lr": self.learning_rates[part],
+                                "weight_decay": self.args.weight_decay if decays else 0.0,
+                                "part": part,
+                            }
+                        )
+            options.pop("lr", None)
+            self.optimizer = kind(groups, lr=self.args.learning_rate, **options)
+        return self.optimizer
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """Fetch the next micro-batches and count how long that took."""
+        start = time.perf_counter()
+        fetched = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.data_wait_seconds += time.perf_counter() - start
+        return fetched
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the learning rate of each part to what is logged."""
+        if self.optimizer is not None and "loss" in logs:
+            logs.pop("learning_rate", None)
+            for group in self.optimizer.param_groups:
+                logs[f"learning_rate/{group.get('part', 'all')}"] = group["lr"]
+        super().log(logs, start_time)
+
+    def _count(self, inputs: dict[str, Any]) -> None:
+        self.counts["tokens"] += inputs["input_ids"].numel()
+        self.counts["supervised_tokens"] += int((inputs["labels"] != -100).sum())
+        if "pixel_values" in inputs:
+            self.counts["tiles"] += len(inputs["pixel_values"])
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write the checkpoint beside its place and rename it, so that it is whole or not there."""
+        run_dir = Path(str(self.args.output_dir))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        staging = run_dir / STAGING
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.args.output_dir, limit = str(staging), self.args.save_total_limit
+        self.args.save_total_limit = None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.output_dir, self.args.save_total_limit = str(run_dir), limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            shutil.rmtree(run_dir / name, ignore_errors=True)
+            (staging / name).rename(run_dir / name)
+            shutil.rmtree(staging, ignore_errors=True)
+            rotate_checkpoints(str(run_dir), save_total_limit=limit, use_mtime=False)
+        self.accelerator.wait_for_everyone()
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write no card into checkpoints; the export has its own."""
+
+
+def _described() -> Dataset:
+    """Return one row in the form TRL looks at to learn that tokens and labels are made already."""
+    return Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]})
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """Return the whole checkpoint with the highest step, or None."""
+    found = [
+        path
+        for path in run_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if path.name.rsplit("-", 1)[-1].isdigit() and (path / "trainer_state.json").is_file()
+    ]
+    return max(found, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the optimizer step at which a checkpoint was written."""
+    return int(checkpoint.name.rsplit("-", 1)[-1])

@@ -1,0 +1,164 @@
+"""Which parts train: `requires_grad`, adapters, and the table that says so."""
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from configs.errors import ConfigError
+from configs.schema import AdapterConfig, PartMode, PartsConfig
+from train.loss import frozen_without_graph
+from train.parts import PARTS, Part, find_part
+
+log = logging.getLogger(__name__)
+# Module names in memory, the same in every family of train/parts.py.
+MODULES: Mapping[Part, tuple[str, ...]] = {
+    "vision_tower": ("model.vision_tower",),
+    "projector": ("model.multi_modal_projector",),
+    "decoder": ("model.language_model", "model"),
+}
+PEFT_PREFIX = "base_model.model."
+# What PEFT puts into names, between those of the model.
+PEFT_WRAPPERS = re.compile(r"\.(base_layer|modules_to_save\.default|original_module)(?=\.)")
+ADAPTER = re.compile(r"\.(lora_\w+)\.")
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """A line of the table of what trains."""
+
+    part: Part
+    mode: PartMode
+    learning_rate: float
+    num_trainable: int
+    num_total: int
+
+
+def set_what_trains(
+    model: Any, parts: PartsConfig, adapter: AdapterConfig
+) -> tuple[Any, list[PartRow]]:
+    """Freeze, open or adapt each part of `model`.
+
+    Returns:
+        the model (wrapped by PEFT where a part has mode `lora`) and the table of what trains.
+
+    Raises:
+        ConfigError: a part with mode `lora` has no linear layer.
+    """
+    modes: dict[Part, PartMode] = {part: getattr(parts, part).mode for part in PARTS}
+    present = {part_of(model, name) for name, _ in model.named_parameters()}
+    if any(modes[part] is PartMode.lora for part in present):
+        model = _add_adapters(model, {p: modes[p] for p in PARTS if p in present}, adapter)
+    for name, parameter in model.named_parameters():
+        mode = modes[part_of(model, name)]
+        is_adapter = ADAPTER.search(name) is not None
+        kept_copy = "original_module" in name
+        parameter.requires_grad_(
+            (is_adapter if mode is PartMode.lora else mode is PartMode.full) and not kept_copy
+        )
+    tower = _find(model, "model.vision_tower")
+    if tower is not None and modes["vision_tower"] is PartMode.frozen:
+        frozen_without_graph(tower)
+    return model, _table(model, parts, modes)
+
+
+def part_of(model: Any, parameter_name: str) -> Part:
+    """Return the part of a parameter of a live model, also under PEFT."""
+    plain = PEFT_WRAPPERS.sub("", parameter_name.removeprefix(PEFT_PREFIX))
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    place = find_part(base.config.model_type, plain)
+    assert place is not None, plain
+    return place.part
+
+
+def trainable_by_part(model: Any) -> dict[Part, list[tuple[str, nn.Parameter]]]:
+    """Return the (name, parameter) pairs that train, for each part that has any."""
+    found: dict[Part, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found.setdefault(part_of(model, name), []).append((name, parameter))
+    return found
+
+
+def format_table(rows: list[PartRow]) -> str:
+    """Return the table of what trains as text."""
+    lines = [f"{'part':<14}{'mode':<8}{'learning_rate':>14}{'trainable':>16}{'total':>16}"]
+    lines += [
+        f"{row.part:<14}{row.mode.value:<8}"
+        f"{row.learning_rate if row.num_trainable else 0:>14.2e}"
+        f"{row.num_trainable:>16,}{row.num_total:>16,}"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _add_adapters(model: Any, modes: dict[Part, PartMode], adapter: AdapterConfig) -> Any:
+    # A part that trains in full beside an adapter is saved whole with it (PEFT's modules_to_save).
+    whole = [
+        module.rsplit(".", 1)[-1]
+        for part, mode in modes.items()
+        for module in MODULES[part][:1]
+        if mode is PartMode.full
+    ]
+    targets = [
+        _linear_pattern(model, part) for part, mode in modes.items() if mode is PartMode.lora
+    ]
+    config = LoraConfig(
+        r=adapter.r,
+        lora_alpha=adapter.lora_alpha,
+        lora_dropout=adapter.lora_dropout,
+        use_rslora=adapter.use_rslora,
+        use_dora=adapter.use_dora,
+        target_modules="|".join(targets),
+        modules_to_save=whole or None,
+        task_type="CAUSAL_LM",
+    )
+    wrapped = get_peft_model(model, config)
+    for name, _ in wrapped.named_parameters():
+        if ADAPTER.search(name) and modes[part_of(wrapped, name)] is not PartMode.lora:
+            raise ConfigError(f"adapter: {name} lies outside the parts with mode lora")
+    return wrapped
+
+
+def _linear_pattern(model: Any, part: Part) -> str:
+    """Return a pattern of full module names: the linear layers of one part, no head."""
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and name != "lm_head"
+        and part_of(model, f"{name}.weight") == part
+    ]
+    if not names:
+        raise ConfigError(f"stage.parts.{part}.mode: is lora, but the part has no linear layer")
+    leaves = sorted({name.rsplit(".", 1)[-1] for name in names})
+    prefix = next(m for m in MODULES[part] if all(name.startswith(f"{m}.") for name in names))
+    pattern = rf"{re.escape(prefix)}\..*\.({'|'.join(leaves)})"
+    matched = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
+    assert set(matched) == set(names), "a linear layer shares its name with another module"
+    return pattern
+
+
+def _find(model: Any, name: str) -> nn.Module | None:
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return dict(base.named_modules()).get(name)
+
+
+def _table(model: Any, parts: PartsConfig, modes: dict[Part, PartMode]) -> list[PartRow]:
+    trainable: dict[Part, int] = dict.fromkeys(PARTS, 0)
+    total: dict[Part, int] = dict.fromkeys(PARTS, 0)
+    for name, parameter in model.named_parameters():
+        if "original_module" in name:
+            continue
+        part = part_of(model, name)
+        total[part] += parameter.numel()
+        trainable[part] += parameter.numel() if parameter.requires_grad else 0
+    return [
+        PartRow(part, modes[part], getattr(parts, part).learning_rate, trainable[part], total[part])
+        for part in PARTS
+        if total[part]
+    ]
