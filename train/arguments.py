@@ -66,6 +66,7 @@ def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> S
         logging_steps=config.tracker.logging_steps,
         logging_nan_inf_filter=False,
         eval_strategy="no",
+        disable_tqdm=True,
         report_to=[],
         seed=config.seed,
         data_seed=config.seed,

@@ -1,9 +1,11 @@
-"""What happens between steps: metrics are logged, and held-out rows are measured."""
+"""What happens between steps: progress, metrics, and held-out rows that are measured."""
 
 import json
+import sys
 import time
 from typing import Any
 
+from tqdm import tqdm
 from transformers import TrainerCallback
 
 from data.pack import PackPlan
@@ -23,19 +25,34 @@ class RunCallback(TrainerCallback):
         held_out: HeldOut,
         plan: PackPlan,
         *,
+        name: str,
         eval_steps: int | None,
         generate: bool,
     ) -> None:
         """Set `trainer` before training starts: its counts are logged."""
         self.tracker, self.folder, self.held_out, self.plan = tracker, folder, held_out, plan
         self.eval_steps, self.generate = eval_steps, generate
+        self.name = name
         self.trainer: Any = None
+        self.bar: Any = None
         self.last_time = 0.0
         self.last_counts: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
+        """Start the clock and the progress bar."""
         self._reset()
+        self.bar = tqdm(
+            desc=self.name,
+            total=state.max_steps,
+            initial=state.global_step,
+            unit="step",
+            disable=self.tracker.path is None,
+            mininterval=0.5 if sys.stderr.isatty() else 10,
+        )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the progress bar."""
+        self.bar.close()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write what the trainer logs, with speed since the last time."""
@@ -44,10 +61,15 @@ class RunCallback(TrainerCallback):
         metrics = {f"train/{name}": value for name, value in logs.items() if name != "epoch"}
         metrics["data/epoch"] = self.plan.epoch_of(state.global_step)
         metrics |= self._speed()
+        self.bar.set_postfix_str(
+            f"loss {logs['loss']:.3f}, {metrics['perf/tokens_per_second']:,.0f} tokens/s",
+            refresh=False,
+        )
         self.tracker.log(metrics, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the held-out rows when it is time; at the last step the run does so itself."""
+        self.bar.update()
         due = self.eval_steps is not None and state.global_step % self.eval_steps == 0
         if due and state.global_step < state.max_steps:
             self.evaluate(kwargs["model"], step=state.global_step)

@@ -1,5 +1,6 @@
 """What every command that loads a model does first to its process."""
 
+import os
 import warnings
 
 import torch
@@ -9,6 +10,8 @@ from transformers.utils import logging as transformers_logging
 
 def set_up_process(num_threads: int | None, seed: int) -> None:
     """Seed everything, set the threads of this process, and quieten the libraries."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it looked
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     set_seed(seed)

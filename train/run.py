@@ -119,6 +119,7 @@ def run_stage(
         folder,
         held_out,
         data.plan,
+        name=config.stage.name,
         eval_steps=config.evaluation.eval_steps,
         generate=config.evaluation.generate,
     )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader, SequentialSampler
+from transformers import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
@@ -61,6 +62,7 @@ class GraftTrainer(SFTTrainer):
             processing_class=processing_class,
             callbacks=callbacks,
         )
+        self.remove_callback(PrinterCallback)  # ours shows progress
         # compute_loss divides by the supervised tokens of the global batch.
         self.model_accepts_loss_kwargs = True
 

@@ -1,0 +1,122 @@
+"""The whole job on the shipped data: text -> compose -> align -> sft -> merge -> sweep -> report.
+
+    make demo
+    python -m launch.demo --out outputs/demo data.languages=[de,hi,zh]
+
+Each step is a command a user would type, printed before it runs. Steps that are done are not done
+again, so an interrupted demo goes on where it stopped.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.demo_report import write_report
+
+ALPHA = 0.5  # the fixed alpha of the merge; the sweep then shows whether it was a good one
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the pipeline."""
+
+    title: str
+    arguments: tuple[str, ...]
+    result: Path  # exists once the step is done
+    takes_overrides: bool = True  # whether the user's overrides are for this command too
+
+
+def main() -> None:
+    """Run the steps that are not done yet, then write the report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("outputs/demo"), help="folder to fill")
+    parser.add_argument("overrides", nargs="*", help="key=value for train, sweep and evaluate")
+    options = parser.parse_args()
+    steps = plan_steps(options.out)
+    started = time.perf_counter()
+    for number, step in enumerate(steps, start=1):
+        run_step(step, options.overrides, number, len(steps))
+    report = write_report(options.out, [_command(step, options.overrides) for step in steps])
+    minutes = (time.perf_counter() - started) / 60
+    sys.stdout.write(f"\n{report}\n\ndone in {minutes:.1f} minutes: {options.out}/report.md\n")
+
+
+def plan_steps(out: Path) -> list[Step]:
+    """Return the pipeline's commands, in order."""
+    text, align, sft = out / "text", out / "align", out / "sft"
+    merged, sweep, comparison = out / "merged", out / "sweep", out / "comparison"
+    models = ", ".join(
+        f"{name}: {path}"
+        for name, path in {
+            "before_sft": align / "export",
+            "after_sft": sft / "export",
+            "merged": merged,
+        }.items()
+    )
+    return [
+        _train("a small text LM learns to write", "text", text),
+        _train(
+            "graft a vision tower on it, teach tower and projector to speak to the frozen decoder",
+            "align",
+            align,
+            f"model.decoder.path={text / 'export'}",
+        ),
+        _train(
+            "fine-tune projector and decoder on captions alone: it forgets text",
+            "sft",
+            sft,
+            f"model.path={align / 'export'}",
+        ),
+        Step(
+            f"merge the tuned decoder with the text LM at alpha {ALPHA}",
+            ("merge", f"vlm={sft / 'export'}", f"text={text / 'export'}", f"alpha={ALPHA}",
+             f"out={merged}"),
+            merged / "merge_report.json",
+            takes_overrides=False,
+        ),
+        Step(
+            "measure every alpha, without writing models",
+            ("sweep", f"vlm={sft / 'export'}", f"text={text / 'export'}", f"out={sweep}",
+             "data=demo_held_out", "tracker.group=demo"),
+            sweep / "sweep.json",
+        ),
+        Step(
+            "the models side by side on held-out rows",
+            ("evaluate", f"models={{{models}}}", f"out={comparison}", "data=demo_held_out"),
+            comparison / "report.md",
+        ),
+    ]  # fmt: skip
+
+
+def run_step(step: Step, overrides: list[str], number: int, num_steps: int) -> None:
+    """Run one step in a process of its own; where it fails, end with its exit code."""
+    if step.result.exists():
+        sys.stdout.write(f"\n[{number}/{num_steps}] {step.title}: done before ({step.result})\n")
+        return
+    command = _command(step, overrides)
+    sys.stdout.write(f"\n[{number}/{num_steps}] {step.title}\n$ {shlex.join(command)}\n")
+    sys.stdout.flush()
+    try:
+        code = subprocess.run([sys.executable, "-m", "launch.cli", *command[1:]]).returncode
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted; the same command goes on where it stopped\n")
+        sys.exit(130)
+    if code:
+        sys.exit(code)
+
+
+def _train(title: str, stage: str, out: Path, *overrides: str) -> Step:
+    arguments = ("train", f"experiment=demo_{stage}", *overrides, f"output_dir={out}")
+    return Step(title, arguments, out / "finished.json")
+
+
+def _command(step: Step, overrides: list[str]) -> list[str]:
+    return ["visiongraft", *step.arguments, *(overrides if step.takes_overrides else [])]
+
+
+if __name__ == "__main__":
+    main()
