@@ -4,12 +4,13 @@ An entry point is `run_command("train", TrainConfig, "train.run:train")`. The ta
 imported, so that `--help`, `--cfg job` and a wrong key answer before torch is loaded.
 """
 
+import functools
 import importlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from configs.errors import ConfigError, VisiongraftError
 from configs.rules import check_rules
@@ -31,7 +35,12 @@ from configs.schema import (
     SweepConfig,
     TrainConfig,
 )
-from configs.strict import check_override_keys, to_dataclass
+from configs.strict import (
+    MISSING_MARK,
+    check_override_keys,
+    is_below_free_name,
+    to_dataclass,
+)
 
 CONFIG_DIR = Path(__file__).resolve().parent
 SCHEMAS: dict[str, type] = {
@@ -52,19 +61,31 @@ def run_command(config_name: str, task: str) -> None:
     """
     schema = SCHEMAS[config_name]
     register_schemas()
+    # Read once, when torch is imported. Threads that spin while they wait cost a busy 2-core machine
+    # up to 30 times the time of a small model's step (measured, docs/BENCHMARKS.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     def call(config: DictConfig) -> None:
         _guarded(lambda: _check_and_call(config, schema, task))
 
     def main() -> None:
-        check_override_keys(_command_line_keys(), schema, config_groups())
+        # Hydra would print errors with its own frames; this hands them on to us.
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        check_override_keys(_keys_of(filter(_is_override, sys.argv[1:])), schema, config_groups())
+        sys.argv[1:] = [
+            _for_hydra(text, schema) if _is_override(text) else text for text in sys.argv[1:]
+        ]
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(call)()
 
     _guarded(main)
 
 
+@functools.cache
 def register_schemas() -> None:
     """Tell Hydra the defaults of every command, under `<name>_schema`."""
+    # `path: ???` in a YAML file would not stand against a default of null: OmegaConf merges a
+    # missing value over nothing. `path: ${required:}` does.
+    OmegaConf.register_new_resolver("required", lambda: MISSING_MARK, replace=True)
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         # As plain values: what is unknown is then found by us, all at once, with a better hint.
@@ -77,8 +98,9 @@ def load_config(config_name: str, overrides: list[str]) -> Any:
     schema = SCHEMAS[config_name]
     register_schemas()
     check_override_keys(_keys_of(overrides), schema, config_groups())
+    given = [_for_hydra(text, schema) for text in overrides]
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        config: Any = to_dataclass(hydra.compose(config_name, overrides), schema)
+        config: Any = to_dataclass(hydra.compose(config_name, given), schema)
     check_rules(config)
     return config
 
@@ -124,7 +146,7 @@ def _guarded(call: Callable[[], None]) -> None:
         call()
     except VisiongraftError as error:
         _exit(f"error: {error}", error.exit_code)
-    except HydraException as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         _exit(f"error: {error}", ConfigError.exit_code)
     except KeyboardInterrupt:
         _exit("interrupted; the same command goes on from the last checkpoint", EXIT_INTERRUPTED)
@@ -137,10 +159,20 @@ def _exit(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _command_line_keys() -> list[tuple[str, str]]:
-    return _keys_of([a for a in sys.argv[1:] if not a.startswith("-") and ("=" in a or "~" in a)])
+def _is_override(argument: str) -> bool:
+    return not argument.startswith("-") and ("=" in argument or "~" in argument)
 
 
-def _keys_of(overrides: list[str]) -> list[tuple[str, str]]:
-    parsed = OverridesParser.create().parse_overrides(overrides)
+def _keys_of(overrides: Iterable[str]) -> list[tuple[str, str]]:
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
     return [(item.key_or_group, str(item.value())) for item in parsed]
+
+
+def _for_hydra(override: str, schema: type) -> str:
+    """Put `++` before a key below a free name, such as `data.sources.captions.image_root`.
+
+    Hydra refuses it otherwise where no YAML file mentions it. That it is in the schema was checked.
+    """
+    item = OverridesParser.create().parse_override(override)
+    plain = item.type is OverrideType.CHANGE and is_below_free_name(item.key_or_group, schema)
+    return f"++{override}" if plain else override

@@ -3,6 +3,7 @@
 Each rule yields lines; `check_rules` tells all of them together.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -22,15 +23,27 @@ from configs.schema import (
 
 # Whole numbers that make no sense below this; everything else that counts must be positive.
 MINIMUM = {"num_workers": 0, "warmup_steps": 0, "seed": 0, "max_number": 10}
-SHARES = ("max_bad_ratio", "min_lr_ratio", "lora_dropout", "adam_beta1", "adam_beta2")
-AT_LEAST_ZERO = ("weight", "learning_rate", "weight_decay", "max_grad_norm", "num_epochs")
+MAXIMUM = {"max_number": 9999}  # what data.number_words has words for
+SHARES = ("max_bad_ratio", "min_lr_ratio")
+SHARES_BELOW_ONE = ("lora_dropout", "adam_beta1", "adam_beta2")
+AT_LEAST_ZERO = (
+    "weight",
+    "learning_rate",
+    "weight_decay",
+    "max_grad_norm",
+    "num_epochs",
+    "initializer_range",
+)
+REAL = (*SHARES, *SHARES_BELOW_ONE, *AT_LEAST_ZERO)  # whole when they are written so
 
 
 def check_rules(config: Any) -> None:
     """Raise ConfigError with every broken rule of a checked config."""
     problems = [*_ranges(config, "")]
+    if isinstance(getattr(config, "model", None), ModelConfig):
+        problems += _model_rules(config.model)
     if isinstance(config, TrainConfig):
-        problems += [*_model_rules(config.model), *_stage_rules(config)]
+        problems += _stage_rules(config)
     if isinstance(config, MergeConfig):
         problems += _alpha_rule("alpha", config.alpha)
     if isinstance(config, SweepConfig):
@@ -55,15 +68,26 @@ def _ranges(node: Any, prefix: str) -> Iterator[str]:
             yield from _ranges(value, f"{path}.")
         elif isinstance(value, bool):
             continue
-        elif isinstance(value, int) and item.name not in (*SHARES, *AT_LEAST_ZERO):
-            least = MINIMUM.get(item.name, 1)
-            if value < least:
-                yield f"{path}: is {value}, but it is at least {least}"
+        elif isinstance(value, int) and item.name not in REAL:
+            yield from _whole_ranges(item.name, path, value)
         elif isinstance(value, int | float):
             yield from _real_ranges(item.name, path, value)
 
 
+def _whole_ranges(name: str, path: str, value: int) -> Iterator[str]:
+    least, most = MINIMUM.get(name, 1), MAXIMUM.get(name, value)
+    if value < least:
+        yield f"{path}: is {value}, but it is at least {least}"
+    if value > most:
+        yield f"{path}: is {value}, but it is at most {most}"
+
+
 def _real_ranges(name: str, path: str, value: float) -> Iterator[str]:
+    if not math.isfinite(value):
+        yield f"{path}: is {value}, but it is a finite number"
+        return
+    if name in SHARES_BELOW_ONE and not 0 <= value < 1:
+        yield f"{path}: is {value}, but it is at least 0 and below 1"
     if name in SHARES and not 0 <= value <= 1:
         yield f"{path}: is {value}, but it is a share between 0 and 1"
     if name in AT_LEAST_ZERO and value < 0:
@@ -103,15 +127,22 @@ def _parts(config: TrainConfig) -> Any:
 
 
 def _data_rules(data: DataConfig) -> Iterator[str]:
-    known = ", ".join(LANGUAGES)
-    for code in data.languages:
-        if code not in LANGUAGES:
-            yield f"data.languages: {code!r} is not one of {known}"
+    if not data.languages:
+        yield "data.languages: is empty, give at least one"
+    yield from _language_rules("data.languages", data.languages)
     for group in ("sources", "held_out"):
         for name, source in getattr(data, group).items():
             key = f"data.{group}.{name}"
             if source.kind is SourceKind.dataset and source.path is None:
                 yield f"{key}.path: required when kind=dataset: builder, hub id or folder"
-            for code in source.languages:
-                if code not in LANGUAGES:
-                    yield f"{key}.languages: {code!r} is not one of {known}"
+            yield from _language_rules(f"{key}.languages", source.languages)
+            if source.language is not None:
+                yield from _language_rules(f"{key}.language", [source.language])
+
+
+def _language_rules(key: str, codes: list[str]) -> Iterator[str]:
+    for code in codes:
+        if code not in LANGUAGES:
+            yield f"{key}: {code!r} is not one of {', '.join(LANGUAGES)}"
+    if len(set(codes)) < len(codes):
+        yield f"{key}: {codes} names a language twice"

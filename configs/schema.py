@@ -93,6 +93,7 @@ class DecoderConfig:
     max_position_embeddings: int = 8192  # tokens
     rope_theta: float = 50000.0
     logit_scale: float = 0.25  # Command R7B's
+    initializer_range: float = 0.02  # standard deviation of fresh weights
 
 
 @dataclass
@@ -116,6 +117,7 @@ class ModelConfig:
     path: str | None = None  # kind=vlm: folder or hub id of a vision-language model
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     vision_tower: VisionTowerConfig = field(default_factory=VisionTowerConfig)
+    projector_intermediate_size: int | None = None  # rows before the SwiGLU; null: 7 x hidden_size
     downsample_factor: int = 2  # pixel shuffle: this many squared patches become one image token
     crop_to_patches: bool = False  # composed models: cut large pictures into tiles
     max_patches: int = 12  # composed models: most tiles a picture, without the thumbnail

@@ -60,9 +60,12 @@ def _find_problems_in(value: Any, kind: Any, path: str) -> Iterator[str]:
         else:
             yield f"{path}: is {value!r}, but it is a group of keys: {path}.<key>=..."
         return
-    if typing.get_origin(kind) is dict and isinstance(value, dict):
-        for name, item in value.items():
-            yield from _find_problems_in(item, typing.get_args(kind)[1], f"{path}.{name}")
+    if typing.get_origin(kind) is dict:
+        if isinstance(value, dict):
+            for name, item in value.items():
+                yield from _find_problems_in(item, typing.get_args(kind)[1], f"{path}.{name}")
+        else:
+            yield f"{path}: is {value!r}, but it is a group of names: {path}.<name>=..."
         return
     problem = _type_problem(value, kind)
     if problem:
@@ -102,15 +105,21 @@ def _scalar_problem(value: Any, kind: type) -> str | None:
     return f"is {value!r}, but it takes {article.get(kind.__name__, kind.__name__)}"
 
 
-def all_keys(schema: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted key of every node and leaf of `schema`."""
+def all_keys(schema: Any, prefix: str = "", *, like: str = "") -> Iterator[str]:
+    """Yield the dotted key of every node and leaf of `schema`.
+
+    Entries of a group of free names (`data.sources`) are told under the name that `like` has there.
+    """
     hints = typing.get_type_hints(schema)
     for item in fields(schema):
         path = f"{prefix}{item.name}"
         yield path
         kind = hints[item.name]
+        if typing.get_origin(kind) is dict and like.startswith(f"{path}."):
+            kind = typing.get_args(kind)[1]
+            path = f"{path}.{like[len(path) + 1 :].split('.')[0]}"
         if is_dataclass(kind):
-            yield from all_keys(kind, f"{path}.")
+            yield from all_keys(kind, f"{path}.", like=like)
 
 
 def check_override_keys(
@@ -130,11 +139,17 @@ def check_override_keys(
         path = key.split("@")[0].replace("/", ".")
         root = path.split(".")[0]
         if root == "hydra" or path in groups or key.split("@")[0] in groups:
+            if path in groups and _is_number(value):  # Hydra answers with a bare ValueError
+                problems.append(f"{path}={value}: choose a file of configs/{path}/ by its name")
             continue
         if not _has_key(path, schema):
             problems.append(f"{path}={value}: no such key{_nearest(path, schema)}")
     if problems:
         raise ConfigError(_list_problems(problems))
+
+
+def _is_number(text: str) -> bool:
+    return text in ("True", "False") or text.lstrip("-").replace(".", "", 1).isdigit()
 
 
 def _has_key(path: str, kind: Any) -> bool:
@@ -148,9 +163,19 @@ def _has_key(path: str, kind: Any) -> bool:
     return True
 
 
+def is_below_free_name(path: str, schema: Any) -> bool:
+    """Whether `path` leads through a group whose names are the user's, such as `data.sources`."""
+    kind = schema
+    for name in path.split("."):
+        if typing.get_origin(kind) is dict:
+            return True
+        kind = typing.get_type_hints(kind).get(name) if is_dataclass(kind) else None
+    return False
+
+
 def _nearest(path: str, schema: Any, prefix: str = "") -> str:
     """Return ' (did you mean ...?)' for the valid key nearest to `path`, or an empty string."""
-    keys = [f"{prefix}{key}" for key in all_keys(schema)]
+    keys = list(all_keys(schema, prefix, like=path))
     by_path = difflib.get_close_matches(path, keys, n=1, cutoff=0.6)
     last = path.rsplit(".", 1)[-1]
     same_name = [key for key in keys if key.rsplit(".", 1)[-1] == last]

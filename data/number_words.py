@@ -74,16 +74,16 @@ def split_numbers(
     """Split 0..`largest` into ascending training and held-out numbers.
 
     Numbers below 100 are always trained: they are the parts that longer ones are made of, and
-    in some languages (Hindi) each of them is a word of its own. The split depends on the
-    arguments alone and is the same for every language, so a held-out number is held out in all.
+    in some languages (Hindi) each of them is a word of its own. The split is the same for every
+    language and for every `largest`, so a held-out number is held out in all sources.
     """
     if not 0 < largest <= LARGEST:
         raise ValueError(f"largest must be in 1..{LARGEST}, not {largest}")
     if not 0 <= held_out_share < 1:
         raise ValueError(f"held_out_share must be in [0, 1), not {held_out_share}")
-    long_numbers = np.arange(min(100, largest + 1), largest + 1)
+    long_numbers = np.arange(100, LARGEST + 1)
     count = round(held_out_share * len(long_numbers))
     shuffled = np.random.Generator(np.random.PCG64(seed)).permutation(long_numbers)
     held_out = {int(number) for number in shuffled[:count]}
     train = tuple(number for number in range(largest + 1) if number not in held_out)
-    return train, tuple(sorted(held_out))
+    return train, tuple(sorted(number for number in held_out if number <= largest))

@@ -70,6 +70,11 @@ class PackPlan:
     def _make_epoch(self, number: int) -> list[Pack]:
         rng = np.random.default_rng([self.seed, number])
         order = rng.permutation(_repeat(self.weights, rng))
+        if not len(order):
+            raise DataError(
+                f"epoch {number} holds no sample: {len(self.weights)} rows with weights of "
+                f"{self.weights.sum():g} in all; raise data.sources.<name>.weight"
+            )
         packs: list[Pack] = []
         for start in range(0, len(order), WINDOW):
             window = self._pack_window(order[start : start + WINDOW])

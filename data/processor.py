@@ -88,9 +88,11 @@ def compose_processor(
     """
     image_processor = _image_processor_class()(
         size={"height": image_size, "width": image_size},
-        crop_to_patches=crop_to_patches,
+        crop_to_patches=True,
         min_patches=1,
-        max_patches=max_patches,
+        # AyaVisionProcessor asks for crops whatever its image processor was told (see below), so
+        # "no crops" is written as one tile at most, which gives the same pixels.
+        max_patches=max_patches if crop_to_patches else 1,
         image_mean=SIGLIP_MEAN,
         image_std=SIGLIP_STD,
     )
@@ -101,7 +103,6 @@ def compose_processor(
         img_size=image_size,
         downsample_factor=downsample_factor,
         chat_template=tokenizer.chat_template,
-        crop_to_patches=crop_to_patches,
     )
 
 
@@ -119,7 +120,21 @@ def _image_processor_class() -> Any:
 
 def load_processor(path: str) -> Any:
     """Return the processor saved with a vision-language model, or a text LM's tokenizer."""
-    return load("processor", AutoProcessor, path)
+    processor = load("processor", AutoProcessor, path)
+    _cut_as_called(processor)
+    return processor
+
+
+def _cut_as_called(processor: Any) -> None:
+    """Give the image processor what the whole processor asks of it when it is called.
+
+    AyaVisionProcessor asks for `crop_to_patches=True` against the settings saved with its image
+    processor; we call that one alone, and must see the tiles that users of the model will see.
+    """
+    kwargs_class = getattr(processor, "valid_processor_kwargs", None)
+    older = getattr(kwargs_class, "_defaults", {}).get("images_kwargs", {})  # before 5.23
+    for name, value in {**older, **getattr(processor, "images_kwargs", {})}.items():
+        setattr(processor.image_processor, name, value)
 
 
 def load(what: str, auto_class: Any, path: str, **kwargs: Any) -> Any:

@@ -5,16 +5,17 @@ with their end-of-turn token; prompts, image placeholders and tile tags never ar
 from image headers: no pixel is decoded here.
 """
 
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from jinja2 import TemplateError
 
 from configs.errors import DataError
-from data.rows import IMAGE, ImageRef, Row
+from data.rows import IMAGE, ImageRef, Row, Turn
 
 IGNORED = -100  # label of a token that is not supervised (torch's cross entropy)
 
@@ -56,16 +57,26 @@ class Renderer:
     @cached_property
     def generation_prompt(self) -> str:
         """What the chat template writes before an answer."""
-        turn = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        turn = [self._message(Turn("user", ("?",)))]
         without = self._apply(turn, add_generation_prompt=False)
         return self._apply(turn, add_generation_prompt=True)[len(without) :]
+
+    @cached_property
+    def reserved(self) -> re.Pattern[str]:
+        """What no row may say: special tokens, which would be read as turns or as pictures."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        tokens = [token.content for token in added if token.special]
+        # Upstream makes special tokens of words, too: `TILE`.
+        tokens = [token for token in tokens if not token.replace("_", "").isalnum()]
+        return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
 
     def render(self, row: Row, *, max_tokens: int, max_tiles: int) -> Sample:
         """Render one row.
 
         Raises:
-            DataError: no answer, wrong number of pictures, longer than a pack may be, or a chat
-                template whose answers cannot be told from its prompts.
+            DataError: no answer, wrong number of pictures, special tokens in its words, longer
+                than a pack may be, or a chat template whose answers cannot be told from its
+                prompts.
         """
         self._check(row)
         num_tiles = tuple(self.count_tiles(image) for image in row.images)
@@ -83,7 +94,7 @@ class Renderer:
 
     def prompt(self, row: Row) -> str:
         """Return the text up to where the last answer begins, for generation."""
-        messages = _messages(row)
+        messages = [self._message(turn) for turn in row.turns]
         text = self._apply(messages[:-1], add_generation_prompt=True)
         num_tiles = tuple(self.count_tiles(image) for image in row.images)
         return self._expand(text, list(num_tiles))[0]
@@ -101,22 +112,43 @@ class Renderer:
         for turn in row.turns:
             if turn.role == "assistant" and not turn.text.strip():
                 raise DataError("has an empty answer")
+            if found := self.reserved.search(turn.text):
+                raise DataError(
+                    f"its words hold {found.group()!r}, a special token of the tokenizer; "
+                    "take it out of the row"
+                )
         placeholders = sum(turn.content.count(IMAGE) for turn in row.turns)
         if placeholders != len(row.images):
             raise DataError(f"has {len(row.images)} pictures for {placeholders} places")
 
+    def _message(self, turn: Turn) -> dict[str, Any]:
+        """Return a turn in the form the template takes: pieces for processors, text for text LMs.
+
+        The templates of text LMs would write a list of pieces as Python does.
+        """
+        if self.image_processor is None:
+            return {"role": turn.role, "content": turn.text}
+        pieces = [
+            {"type": "image"} if piece is IMAGE else {"type": "text", "text": piece}
+            for piece in turn.content
+        ]
+        return {"role": turn.role, "content": pieces}
+
     def _apply(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
-        return str(
-            self.processing_class.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+        try:
+            return str(
+                self.processing_class.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=add_generation_prompt
+                )
             )
-        )
+        except TemplateError as error:
+            raise DataError(f"the chat template refuses the row: {error}") from error
 
     def _text_and_answers(
         self, row: Row, num_tiles: tuple[int, ...]
     ) -> tuple[str, list[tuple[int, int]]]:
         """Return the whole text and the (start, end) of each answer in it, in characters."""
-        messages = _messages(row)
+        messages = [self._message(turn) for turn in row.turns]
         full = self._apply(messages, add_generation_prompt=False)
         answers = []
         for index, turn in enumerate(row.turns):
@@ -150,8 +182,8 @@ class Renderer:
         pieces = text.split(self.placeholder)
         if len(pieces) != len(num_tiles) + 1:
             raise DataError(
-                f"the text holds the placeholder {self.placeholder!r} {len(pieces) - 1} times "
-                f"for {len(num_tiles)} pictures; take it out of the words of the row"
+                f"the chat template writes {self.placeholder!r} {len(pieces) - 1} times for "
+                f"{len(num_tiles)} pictures; it must write it once for each"
             )
         images = [image_text(self.processing_class, tiles) for tiles in num_tiles]
         ends = np.cumsum([len(piece) + len(self.placeholder) for piece in pieces[:-1]])
@@ -191,15 +223,4 @@ class Renderer:
 
 def image_text(processor: Any, num_tiles: int) -> str:
     """Return what the processor writes for a picture of `num_tiles` tiles."""
-    if hasattr(processor, "replace_image_token"):  # transformers 5.18 and later
-        return str(processor.replace_image_token({"num_patches": [num_tiles]}, 0))
-    return str(processor._prompt_split_image(num_tiles))
-
-
-def _messages(row: Row) -> list[dict[str, Any]]:
-    return [{"role": turn.role, "content": list(_content(turn.content))} for turn in row.turns]
-
-
-def _content(pieces: tuple[str | None, ...]) -> Iterator[dict[str, str]]:
-    for piece in pieces:
-        yield {"type": "image"} if piece is IMAGE else {"type": "text", "text": piece}
+    return str(processor.replace_image_token({"num_patches": [num_tiles]}, 0))

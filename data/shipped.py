@@ -18,7 +18,8 @@ from data.rows import Row, plain_text, question
 from data.scenes import SCENE_PIXELS, Concept, Scene, caption, draw_scene, load_concepts, make_scene
 
 ASSETS = Path(__file__).parent / "assets"
-MAX_NAMES = 2  # names in a line to translate, as many as a scene shows
+DESCRIBE_SHARE = 0.5  # of the lines of names, that are asked for as a caption is
+MAX_NAMES = 3  # names in a line to translate; a scene shows at most 2
 HELD_OUT_PARAGRAPHS = 10  # one in so many paragraphs of the declaration is held out
 
 
@@ -63,12 +64,19 @@ def scene_rows(
 
 
 def name_rows(source: str, languages: Sequence[str], num_rows: int, *, seed: int) -> Iterator[Row]:
-    """Yield one or two names of things to say in another of the languages (or the same one)."""
+    """Yield one to three names of things to say in another of the languages (or the same one).
+
+    Half of them are asked for in the words that ask for a caption: what a picture stands for later,
+    the names stand for here, and a vision tower has only to learn to say what names say.
+    """
     for index in range(num_rows):
         rng = _rng(seed, index)
         target = languages[index % len(languages)]
         origin = languages[int(rng.integers(len(languages)))]
         chosen = rng.choice(len(concepts()), size=rng.integers(1, MAX_NAMES + 1), replace=False)
+        asked = TRANSLATE[target]
+        if rng.random() < DESCRIBE_SHARE:
+            asked = DESCRIBE[target][int(rng.integers(len(DESCRIBE[target])))]
         given, wanted = (
             LIST_SEPARATOR[code].join(concepts()[i].names[code] for i in chosen)
             for code in (origin, target)
@@ -77,7 +85,7 @@ def name_rows(source: str, languages: Sequence[str], num_rows: int, *, seed: int
             id=f"{target}-{index}",
             source=source,
             language=target,
-            turns=question(f"{given}\n{TRANSLATE[target]}", wanted),
+            turns=question(f"{given}\n{asked}", wanted),
         )
 
 

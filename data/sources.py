@@ -1,7 +1,8 @@
 """From the config of a source to its rows, and from rows to rendered samples."""
 
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from configs.errors import DataError
 from configs.schema import BadRow, DataConfig, SourceConfig, SourceKind
@@ -20,16 +21,28 @@ def iterate_rows(name: str, data: DataConfig, source: SourceConfig, ledger: Ledg
     if source.kind is not SourceKind.dataset:
         yield from _shipped_rows(name, source, source.languages or data.languages, seed)
         return
+    seen: set[str] = set()
     for row_id, columns in read_table(name, source):
-        row = ledger.refuse_or(
-            name,
-            row_id,
-            lambda i=row_id, c=columns: make_row(  # type: ignore[misc]
-                name, i, c, source, max_pixels=data.max_pixels
-            ),
-        )
+        make = partial(_new_row, name, row_id, columns, source, data.max_pixels, seen)
+        row = ledger.refuse_or(name, row_id, make)
         if row is not None:
             yield row
+
+
+def _new_row(
+    name: str,
+    row_id: str,
+    columns: Mapping[str, Any],
+    source: SourceConfig,
+    max_pixels: int,
+    seen: set[str],
+) -> Row:
+    if row_id in seen:
+        raise DataError(
+            f"an earlier row has the same id; {source.id_field!r} is no column of unique ids"
+        )
+    seen.add(row_id)
+    return make_row(name, row_id, columns, source, max_pixels=max_pixels)
 
 
 def _shipped_rows(

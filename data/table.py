@@ -12,6 +12,7 @@ from data.instructions import DESCRIBE
 from data.rows import IMAGE, ImageRef, Row, Turn, question
 
 RawRow = tuple[str, dict[str, Any]]  # id, columns
+ROLES = ("system", "user", "assistant")
 
 
 def read_table(name: str, config: SourceConfig) -> Iterator[RawRow]:
@@ -36,17 +37,38 @@ def make_row(
     Raises:
         DataError: a picture is missing, or the language or the messages are not understood.
     """
-    language = config.language or str(columns.get(config.language_field or "", "en"))
+    told = columns[config.language_field] if config.language_field else None
+    language = str(told or config.language or "en")
     if language not in LANGUAGES:
         raise DataError(f"language {language!r} is not one of {', '.join(LANGUAGES)}")
     images = tuple(_images(columns, config, max_pixels))
     if config.messages_field is not None:
         turns = tuple(_turns(columns[config.messages_field], len(images)))
     else:
-        answer = columns[config.caption_field] or ""
-        asked = columns[config.prompt_field] if config.prompt_field else DESCRIBE[language][0]
-        turns = question(str(asked), str(answer), num_images=len(images))
+        answer = _text(columns, config.caption_field)
+        asked = _question(columns, config, language, has_picture=bool(images))
+        turns = question(asked, answer, num_images=len(images))
     return Row(row_id, name, language, turns, images)
+
+
+def _question(
+    columns: Mapping[str, Any], config: SourceConfig, language: str, *, has_picture: bool
+) -> str:
+    if config.prompt_field is not None:
+        return _text(columns, config.prompt_field)
+    if not has_picture:
+        raise DataError(
+            "has no picture to describe; for text alone name its question by prompt_field, "
+            "or its conversation by messages_field"
+        )
+    return DESCRIBE[language][0]
+
+
+def _text(columns: Mapping[str, Any], field: str) -> str:
+    value = columns[field]
+    if not isinstance(value, str | int) or not str(value).strip():
+        raise DataError(f"column {field} holds {str(value)[:80]!r}, not text")
+    return str(value)
 
 
 def _load(name: str, config: SourceConfig) -> Any:
@@ -115,7 +137,7 @@ def _images(
 def _turns(messages: Any, num_images: int) -> Iterator[Turn]:
     """Yield chat messages as turns; pictures without a place go before the first question."""
     if not isinstance(messages, list) or not messages:
-        raise DataError("messages is not a list of role and content")
+        raise DataError("its messages are not a list of role and content")
     turns = [_turn(message) for message in messages]
     placed = sum(turn.content.count(IMAGE) for turn in turns)
     for turn in turns:
@@ -127,8 +149,17 @@ def _turns(messages: Any, num_images: int) -> Iterator[Turn]:
 def _turn(message: Any) -> Turn:
     if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
         raise DataError(f"message {str(message)[:80]!r} has no role and content")
-    content = message["content"]
-    if isinstance(content, str):
-        return Turn(str(message["role"]), (content,))
-    pieces = [IMAGE if piece["type"] == "image" else str(piece["text"]) for piece in content]
-    return Turn(str(message["role"]), tuple(pieces))
+    role, content = message["role"], message["content"]
+    if role not in ROLES:
+        raise DataError(f"message has the role {role!r}, which is not one of {', '.join(ROLES)}")
+    pieces = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    return Turn(role, tuple(_piece(piece) for piece in pieces))
+
+
+def _piece(piece: Any) -> str | None:
+    kind = piece.get("type") if isinstance(piece, Mapping) else None
+    if kind == "image":
+        return IMAGE
+    if kind == "text" and isinstance(piece.get("text"), str):
+        return str(piece["text"])
+    raise DataError(f"message holds {str(piece)[:80]!r}, which is neither text nor a picture")

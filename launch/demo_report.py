@@ -34,8 +34,8 @@ def write_report(out: Path, commands: list[list[str]]) -> str:
 
 ## The models side by side, on held-out rows
 
-`before_sft` is the aligned model, whose decoder is the text LM unchanged; `after_sft` was fine-tuned
-on captions alone; `merged` lies between the two at alpha {merged["method"]["alpha"]:g}.
+`before_sft` is the aligned model, whose decoder is the text LM unchanged; `after_sft` was
+fine-tuned on captions alone; `merged` lies between the two at alpha {merged["method"]["alpha"]:g}.
 
 {comparison.replace("(pictures/", "(comparison/pictures/")}
 

@@ -20,6 +20,12 @@ def build_model(config: ModelConfig, processing_class: Any) -> Any:
         model = build_decoder(config.decoder, tokenizer, dtype=dtype)
         if config.kind is ModelKind.compose:
             tower = build_vision_tower(config.vision_tower, dtype=dtype)
-            model = compose(model, tower, tokenizer, downsample_factor=config.downsample_factor)
+            model = compose(
+                model,
+                tower,
+                tokenizer,
+                downsample_factor=config.downsample_factor,
+                projector_intermediate_size=config.projector_intermediate_size,
+            )
     set_attention(model, config.attn_implementation)
     return model

@@ -40,6 +40,7 @@ def build_decoder(config: DecoderConfig, tokenizer: Any, *, dtype: torch.dtype) 
         max_position_embeddings=config.max_position_embeddings,
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         logit_scale=config.logit_scale,
+        initializer_range=config.initializer_range,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -94,6 +95,7 @@ def compose(
     tokenizer: Any,
     *,
     downsample_factor: int,
+    projector_intermediate_size: int | None = None,
 ) -> AyaVisionForConditionalGeneration:
     """Graft a vision tower and a fresh projector on a text LM. The modules are taken over as is.
 
@@ -118,7 +120,7 @@ def compose(
         downsample_factor=downsample_factor,
         tie_word_embeddings=text_lm.config.tie_word_embeddings,
         # The paper gives 190 M parameters for the 8B projector: 7 x 4,096 rows before the SwiGLU.
-        alignment_intermediate_size=7 * text_lm.config.hidden_size,
+        alignment_intermediate_size=projector_intermediate_size or 7 * text_lm.config.hidden_size,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

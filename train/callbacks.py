@@ -26,12 +26,13 @@ class RunCallback(TrainerCallback):
         plan: PackPlan,
         *,
         name: str,
+        eval_on_start: bool,
         eval_steps: int | None,
         generate: bool,
     ) -> None:
         """Set `trainer` before training starts: its counts are logged."""
         self.tracker, self.folder, self.held_out, self.plan = tracker, folder, held_out, plan
-        self.eval_steps, self.generate = eval_steps, generate
+        self.eval_on_start, self.eval_steps, self.generate = eval_on_start, eval_steps, generate
         self.name = name
         self.trainer: Any = None
         self.bar: Any = None
@@ -39,7 +40,9 @@ class RunCallback(TrainerCallback):
         self.last_counts: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock and the progress bar."""
+        """Measure the model as it is given, then start the clock and the progress bar."""
+        if self.eval_on_start and state.global_step == 0:
+            self.evaluate(kwargs["model"], step=0)
         self._reset()
         self.bar = tqdm(
             desc=self.name,

@@ -6,9 +6,11 @@ applied by us: hidden states of supervised positions only, in chunks, scaled as 
 `check_against_text_class` proves at start that both agree.
 """
 
+import contextlib
 import functools
 import logging
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,11 +47,11 @@ def add_token_losses(model: PreTrainedModel) -> None:
             return inner_forward(*args, **kwargs)
         labels = kwargs.pop("labels")
         kwargs["use_cache"] = False
-        hidden = self.model(*args, **kwargs).last_hidden_state
-        losses = supervised_losses(hidden, labels, self.get_output_embeddings().weight, scale)
-        if self.training and kwargs.get("pixel_values") is None:
-            losses = losses + _touch_vision(self)
-        return losses
+        without_pictures = self.training and kwargs.get("pixel_values") is None
+        with _vision_beside_text(self) if without_pictures else contextlib.nullcontext():
+            hidden = self.model(*args, **kwargs).last_hidden_state
+        with _whole(self.get_output_embeddings().weight) as head:
+            return supervised_losses(hidden, labels, head, scale)
 
     model.forward = types.MethodType(forward, model)
 
@@ -87,22 +89,57 @@ def _chunk_losses(
     return functional.cross_entropy(logits, targets, reduction="none")
 
 
-def _touch_vision(model: Any) -> torch.Tensor:
-    """Return 0, computed from every trainable vision parameter with a black tile.
+def vision_parameters(model: Any) -> Iterator[nn.Parameter]:
+    """Yield the parameters of tower and projector; none for a text LM."""
+    for name in ("vision_tower", "multi_modal_projector"):
+        module = getattr(model.model, name, None)
+        if module is not None:
+            yield from module.parameters()
 
-    Engines wait for the gradient of every parameter on every rank, so a batch without pictures
-    would hang the rank that has none (ms-swift 9639, DeepSpeed 7170).
+
+@contextlib.contextmanager
+def _vision_beside_text(model: Any) -> Iterator[None]:
+    """Run the vision parts on a black tile and add 0 times the result to the embedded text.
+
+    DDP and ZeRO wait on every rank for the gradient of all that trains; ZeRO-3 also needs every
+    rank to run the same modules, frozen or not, in the same order. A rank without pictures would
+    hang them (ms-swift 9639, DeepSpeed 7170). Hence where a picture would be: before the decoder.
     """
-    vision = [
-        getattr(model.model, name, None) for name in ("vision_tower", "multi_modal_projector")
-    ]
-    used = [p for module in vision if module is not None for p in module.parameters()]
-    if not any(p.requires_grad for p in used):
-        return torch.zeros((), device=model.device)
+    if not any(p.requires_grad or hasattr(p, "ds_id") for p in vision_parameters(model)):
+        yield
+        return
+
+    def add(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        zero = 0.0 * black_tile_features(model).sum()
+        return args, kwargs | {"inputs_embeds": kwargs["inputs_embeds"] + zero}
+
+    decoder = model.model.language_model
+    hook = decoder.register_forward_pre_hook(add, with_kwargs=True, prepend=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def black_tile_features(model: Any) -> torch.Tensor:
+    """Return the image features of a black tile, from every vision parameter that pictures use."""
     size = model.config.vision_config.image_size
     tile = torch.zeros(1, 3, size, size, device=model.device, dtype=model.dtype)
     features = model.get_image_features(pixel_values=tile, return_dict=True).pooler_output
-    return 0.0 * features.float().sum()
+    return torch.cat(tuple(features))
+
+
+@contextlib.contextmanager
+def _whole(weight: nn.Parameter) -> Iterator[nn.Parameter]:
+    """Hold a weight whole that ZeRO-3 shares out. Its engine does so itself, but the engine is
+    not called where a model is measured after training."""
+    if weight.numel():
+        yield weight
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([weight]):
+        yield weight
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from train.build import build_model
 from train.callbacks import RunCallback
 from train.card import model_card
 from train.evaluation import HeldOut
-from train.export import export_model
+from train.export import export_model, gather_weights
 from train.held_out import prepare_held_out
 from train.loss import add_token_losses, check_against_text_class
 from train.process import set_up_process
@@ -30,7 +30,8 @@ def train(config: TrainConfig) -> None:
     """Train the stage that `config` describes, or go on with it, and export the result."""
     set_up_process(config.engine.num_threads, config.seed)
     folder = RunFolder(config.output_dir)
-    folder.check(config)
+    if rank() == 0:  # the others would meet the files that it is about to write
+        folder.check(config)
     if folder.is_finished():
         log.info("%s is finished; its model is in %s", folder.path, folder.export)
         return
@@ -44,8 +45,9 @@ def train(config: TrainConfig) -> None:
     if config.dry_run:
         log.info("dry_run=true: nothing was trained and nothing was written")
         return
-    folder.open(config)
-    data.ledger.write(folder.rows)
+    if rank() == 0:
+        folder.open(config)
+        data.ledger.write(folder.rows)
     run_stage(config, folder, model, table, processing_class, data, held_out, num_steps)
 
 
@@ -110,8 +112,8 @@ def run_stage(
     checkpoint = newest_checkpoint(folder.checkpoints)
     if checkpoint is not None:
         log.info("going on from %s", checkpoint)
-        if rank() == 0:
-            truncate_metrics(folder.metrics, step_of(checkpoint))
+    if rank() == 0:
+        truncate_metrics(folder.metrics, step_of(checkpoint) if checkpoint else -1)
     arguments = build_arguments(config, folder.checkpoints, num_steps)
     tracker = open_tracker(config, folder)
     callback = RunCallback(
@@ -120,6 +122,7 @@ def run_stage(
         held_out,
         data.plan,
         name=config.stage.name,
+        eval_on_start=config.evaluation.eval_on_start,
         eval_steps=config.evaluation.eval_steps,
         generate=config.evaluation.generate,
     )
@@ -135,12 +138,11 @@ def run_stage(
     callback.trainer = trainer
     finished = False
     try:
-        if checkpoint is None and config.evaluation.eval_on_start:
-            callback.evaluate(trainer.model, step=0)
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.perf_counter() - start
         results = callback.evaluate(trainer.model, step=num_steps)
+        gather_weights(trainer.model)
         if trainer.is_world_process_zero():
             card = model_card(config, table, results)
             export_model(trainer.model, processing_class, folder.export, card=card)

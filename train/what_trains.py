@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from configs.errors import ConfigError
 from configs.schema import AdapterConfig, PartMode, PartsConfig
-from train.loss import frozen_without_graph
+from train.loss import black_tile_features, frozen_without_graph, vision_parameters
 from train.parts import PARTS, Part, find_part
 
 log = logging.getLogger(__name__)
@@ -63,14 +64,14 @@ def set_what_trains(
     tower = _find(model, "model.vision_tower")
     if tower is not None and modes["vision_tower"] is PartMode.frozen:
         frozen_without_graph(tower)
+    _freeze_unreached(model)
     return model, _table(model, parts, modes)
 
 
 def part_of(model: Any, parameter_name: str) -> Part:
     """Return the part of a parameter of a live model, also under PEFT."""
     plain = PEFT_WRAPPERS.sub("", parameter_name.removeprefix(PEFT_PREFIX))
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    place = find_part(base.config.model_type, plain)
+    place = find_part(_base(model).config.model_type, plain)
     assert place is not None, plain
     return place.part
 
@@ -143,9 +144,27 @@ def _linear_pattern(model: Any, part: Part) -> str:
     return pattern
 
 
+def _freeze_unreached(model: Any) -> None:
+    """Freeze what no picture's gradient reaches, for which DDP would wait in vain.
+
+    Aya Vision takes the state before the tower's `post_layernorm` and pooling head, for example.
+    """
+    base = _base(model)
+    open_ones = [p for p in vision_parameters(base) if p.requires_grad]
+    if not open_ones:
+        return
+    features = black_tile_features(base)
+    gradients = torch.autograd.grad(features.float().sum(), open_ones, allow_unused=True)
+    for parameter, gradient in zip(open_ones, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def _find(model: Any, name: str) -> nn.Module | None:
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return dict(base.named_modules()).get(name)
+    return dict(_base(model).named_modules()).get(name)
 
 
 def _table(model: Any, parts: PartsConfig, modes: dict[Part, PartMode]) -> list[PartRow]:

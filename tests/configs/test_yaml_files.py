@@ -1,0 +1,112 @@
+"""Every YAML file under configs/ composes, validates, and says what ends up in the config."""
+
+import re
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from configs.command import CONFIG_DIR, SCHEMAS, config_groups, load_config
+from configs.errors import ConfigError
+
+REQUIRED = re.compile(r"(\S+): required, give it a value")
+FILES = sorted(path.relative_to(CONFIG_DIR) for path in CONFIG_DIR.rglob("*.yaml"))
+GROUP_FILES = [path for path in FILES if len(path.parts) > 1]
+# What else must be said for a choice to make sense.
+TOGETHER = {"model/pico_text": ["stage=text"], "model/text_lm": ["stage=text"]}
+TOGETHER["stage/text"] = ["model=pico_text"]
+
+
+def groups_of(command: str) -> list[str]:
+    """The config groups in a command's defaults."""
+    defaults = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / f"{command}.yaml"))["defaults"]
+    names = [name for entry in defaults if isinstance(entry, dict) for name in entry]
+    return [name for name in names if not name.startswith("override")]
+
+
+def compose(command: str, overrides: list[str]) -> Any:
+    """Compose and check, giving every required value that is still missing a text."""
+    try:
+        return load_config(command, overrides)
+    except ConfigError as error:
+        missing = REQUIRED.findall(str(error))
+        if not missing:
+            raise
+        given = ["={a: b}" if key == "models" else "=given" for key in missing]
+        return load_config(
+            command, overrides + [k + g for k, g in zip(missing, given, strict=True)]
+        )
+
+
+def plain(value: Any) -> Any:
+    """Enums by name, all the way down."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value.name if isinstance(value, Enum) else value
+
+
+def assert_holds(config: Any, said: Any, path: str) -> None:
+    """Every leaf that a file says is in the config."""
+    if isinstance(said, dict) and isinstance(config, dict):
+        for key, value in said.items():
+            assert key in config, f"{path}.{key}"
+            assert_holds(config[key], value, f"{path}.{key}")
+    elif said in ("???", "${required:}"):
+        assert config == "given", path
+    elif not (isinstance(said, str) and "${" in said):
+        assert config == said, path
+
+
+def test_there_are_files() -> None:
+    assert {"train.yaml", "merge.yaml", "sweep.yaml", "evaluate.yaml", "inspect.yaml"} <= {
+        str(path) for path in FILES
+    }
+    assert len(GROUP_FILES) > 15
+
+
+def test_every_file_is_a_command_or_in_a_group_of_one() -> None:
+    reachable = {name for command in SCHEMAS for name in groups_of(command)}
+    for path in FILES:
+        if len(path.parts) == 1:
+            assert path.stem in SCHEMAS, f"{path} is no command's"
+        else:
+            assert path.parts[0] in reachable, f"no command has the group of {path}"
+            assert len(path.parts) == 2, f"{path} is nested deeper than a command can choose"
+
+
+@pytest.mark.parametrize("command", SCHEMAS)
+def test_a_command_composes_with_nothing_but_what_is_required(command: str) -> None:
+    assert isinstance(compose(command, []), SCHEMAS[command])
+
+
+@pytest.mark.parametrize("path", GROUP_FILES, ids=str)
+def test_a_group_file_composes_with_every_command_that_has_its_group(path: Path) -> None:
+    group, option = path.parts[0], path.stem
+    said = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / path))
+    assert isinstance(said, dict)
+    said.pop("defaults", None)
+    is_global = "@package _global_" in (CONFIG_DIR / path).read_text()
+    for command in [name for name in SCHEMAS if group in groups_of(name)]:
+        extra = TOGETHER.get(f"{group}/{option}", []) if command == "train" else []
+        config = plain(asdict(compose(command, [f"{group}={option}", *extra])))
+        assert_holds(config if is_global else config[group], said, f"{command}: {path}")
+
+
+@pytest.mark.parametrize("option", ["text_lm", "compose", "vlm"])
+def test_a_model_that_needs_a_path_does_not_come_without(option: str) -> None:
+    """A fresh small model in place of the one that was forgotten would train for nothing."""
+    with pytest.raises(ConfigError, match=r"model\.(decoder\.)?path: required"):
+        load_config("train", [f"model={option}", *TOGETHER.get(f"model/{option}", [])])
+
+
+def test_groups_are_the_folders() -> None:
+    assert config_groups() == sorted({path.parts[0] for path in GROUP_FILES})
+
+
+def test_loading_a_config_leaves_hydra_as_it_was() -> None:
+    first = load_config("train", ["seed=1"])
+    assert load_config("train", []).seed == 0
+    assert load_config("train", ["seed=1"]) == first
