@@ -82,11 +82,17 @@ class PackPlan:
         return self._fill_last_step(packs)
 
     def _pack_window(self, indices: npt.NDArray[np.int64]) -> list[Pack]:
-        """Best fit, longest first: each sample goes where it leaves the least room."""
+        """Best fit in shuffled order: each sample goes where it leaves the least room.
+
+        Longest first would fill 0 to 0.8 points more (98.8 to 99.4 % are full as it is) and put
+        samples of a length together: the mean length of a pack then spreads up to 10 times as far
+        as by chance, and a step learns from long rows or from short ones, never from both
+        (tests/benchmarks/packing.py).
+        """
         packs: list[Pack] = []
         tiles: list[int] = []
         room: list[tuple[int, int]] = []  # (free tokens, pack), sorted
-        for index in indices[np.argsort(-self.num_tokens[indices], kind="stable")]:
+        for index in indices:
             need, need_tiles = int(self.num_tokens[index]), int(self.num_tiles[index])
             at = bisect.bisect_left(room, (need, -1))
             while at < len(room) and tiles[room[at][1]] + need_tiles > self.max_tiles:

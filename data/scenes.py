@@ -1,8 +1,10 @@
 """Small pictures of one or two emoji with a caption that names them from top to bottom.
 
-A scene is a function of (seed, split, index) alone. Pairs of concepts are split once and for
-all: a held-out scene shows a pair that no training scene shows, in either order, so naming it
-right takes recognising each of the two, not remembering a picture.
+The order is top to bottom because image tokens reach the decoder row by row, and because,
+unlike left to right, it favours no script. A scene is a function of (seed, held_out, index) alone.
+Pairs of concepts are split once and for all: a held-out scene shows a pair that no training
+scene shows, in either order, so naming it right takes recognising each of the two, not
+remembering a picture.
 """
 
 import io

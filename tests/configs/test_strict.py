@@ -65,9 +65,22 @@ def test_an_unknown_key_of_a_source_is_told_the_sources_own() -> None:
     assert "did you mean data.held_out.scenes.num_rows?" in message
 
 
-def test_a_new_source_may_have_any_name() -> None:
-    config = load_config("train", ["+data.sources.my_rows={kind: udhr, weight: 2}"])
-    assert config.data.sources["my_rows"].weight == 2.0
+def test_a_source_is_the_users_to_name_and_to_fill_without_a_plus() -> None:
+    config = load_config(
+        "train",
+        [
+            "data.sources.mine={kind: udhr, weight: 2}",
+            "data.sources.yours.kind=dataset",
+            "data.sources.yours.path=json",
+            "data.sources.scenes.weight=0.5",  # scenes.yaml does not mention its weight
+            "+data.sources.theirs.kind=udhr",
+        ],
+    )
+    sources = config.data.sources
+    assert sorted(sources) == ["mine", "scenes", "theirs", "yours"]
+    assert (sources["mine"].weight, sources["scenes"].weight) == (2.0, 0.5)
+    assert sources["yours"].path == "json"
+    assert sources["scenes"].num_rows == 4000
 
 
 def test_a_deletion_of_an_unknown_key() -> None:
@@ -80,7 +93,11 @@ def test_a_number_is_no_option_of_a_group() -> None:
 
 def test_values_that_do_not_fit_are_told_all_at_once() -> None:
     message = composed(
-        "optim.max_steps=many", "engine.kind=zero4", "data.languages=en", "dry_run=1", "data=captions"
+        "optim.max_steps=many",
+        "engine.kind=zero4",
+        "data.languages=en",
+        "dry_run=1",
+        "data=captions",
     )
     assert message.startswith("5 problems\n")
     assert "optim.max_steps: is 'many', but it takes a whole number" in message
