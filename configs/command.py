@@ -61,8 +61,8 @@ def run_command(config_name: str, task: str) -> None:
     """
     schema = SCHEMAS[config_name]
     register_schemas()
-    # Read once, when torch is imported. Threads that spin while they wait cost a busy 2-core machine
-    # up to 30 times the time of a small model's step (measured, docs/BENCHMARKS.md).
+    # Read once, when torch is imported. Threads that spin while they wait make a small model's step
+    # on a busy 2-core machine up to 30 times as long (measured, docs/BENCHMARKS.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     def call(config: DictConfig) -> None:

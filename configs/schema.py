@@ -221,7 +221,7 @@ class OptimConfig:
 
     max_steps: int | None = None  # optimizer steps; null: num_epochs decides
     num_epochs: float = 1.0  # passes over the data
-    warmup_steps: int = 200  # the paper's
+    warmup_steps: int | None = None  # null: the paper's 200, but at most a tenth of the run
     min_lr_ratio: float = 0.1  # learning rate at the end as a share of the peak
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95

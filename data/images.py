@@ -62,7 +62,8 @@ def resolve_under(root: Path, reference: str) -> Path:
         path = (root / reference).resolve()
         exists = path.is_file()
     except (OSError, ValueError) as error:  # too long (often base64), or a zero byte in it
-        raise DataError(f"image {_short(reference)} is not a path: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"image {_short(reference)} is not a path: {reason}") from error
     if not path.is_relative_to(root.resolve()):
         raise DataError(f"image {reference!r} leaves image_root {str(root)!r}")
     if not exists:
@@ -80,7 +81,7 @@ def _opened(stream: io.BytesIO | Path, name: str, max_pixels: int) -> Iterator[I
     try:
         with Image.open(stream) as image:
             _check_header(image, name, max_pixels)
-            # PIL reads it once: PNG's own `getexif` would decode all pixels to look behind them.
+            # Read here, kept by PIL: PNG's own `getexif` decodes all pixels, to look behind them.
             Image.Image.getexif(image)
             yield image
     except DataError:
@@ -103,7 +104,9 @@ def _size(stream: io.BytesIO | Path, name: str, max_pixels: int) -> tuple[int, i
     with _opened(stream, name, max_pixels) as image:
         width, height = image.size
         sideways = Image.Image.getexif(image).get(ORIENTATION_TAG) in SIDEWAYS
-        return (height, width) if sideways else (width, height)
+        if sideways and image.format != "TIFF":  # whose size PIL gives as turned already
+            return height, width
+        return width, height
 
 
 def _load(stream: io.BytesIO | Path, name: str, max_pixels: int) -> Image.Image:

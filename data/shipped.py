@@ -15,7 +15,16 @@ from PIL import Image
 from data.instructions import DESCRIBE, LIST_SEPARATOR, TRANSLATE, WRITE_NUMBER
 from data.number_words import number_words, split_numbers
 from data.rows import Row, plain_text, question
-from data.scenes import SCENE_PIXELS, Concept, Scene, caption, draw_scene, load_concepts, make_scene
+from data.scenes import (
+    NUM_CONCEPTS,
+    SCENE_PIXELS,
+    Concept,
+    Scene,
+    caption,
+    draw_scene,
+    load_concepts,
+    make_scene,
+)
 
 ASSETS = Path(__file__).parent / "assets"
 DESCRIBE_SHARE = 0.5  # of the lines of names, that are asked for as a caption is
@@ -73,7 +82,7 @@ def name_rows(source: str, languages: Sequence[str], num_rows: int, *, seed: int
         rng = _rng(seed, index)
         target = languages[index % len(languages)]
         origin = languages[int(rng.integers(len(languages)))]
-        chosen = rng.choice(len(concepts()), size=rng.integers(1, MAX_NAMES + 1), replace=False)
+        chosen = rng.choice(NUM_CONCEPTS, size=rng.integers(1, MAX_NAMES + 1), replace=False)
         asked = TRANSLATE[target]
         if rng.random() < DESCRIBE_SHARE:
             asked = DESCRIBE[target][int(rng.integers(len(DESCRIBE[target])))]

@@ -35,7 +35,8 @@ def write_report(out: Path, commands: list[list[str]]) -> str:
 ## The models side by side, on held-out rows
 
 `before_sft` is the aligned model, whose decoder is the text LM unchanged; `after_sft` was
-fine-tuned on captions alone; `merged` lies between the two at alpha {merged["method"]["alpha"]:g}.
+fine-tuned on captions alone; `merged` lies between the two at alpha {merged["method"]["alpha"]:g}. (The
+sweep at alpha 0 has the same decoder as `before_sft`, but the projector of after SFT.)
 
 {comparison.replace("(pictures/", "(comparison/pictures/")}
 
@@ -47,9 +48,11 @@ fine-tuned on captions alone; `merged` lies between the two at alpha {merged["me
 
 {_run_times(out)}
 
-Held-out pictures show pairs of things that no training picture shows; held-out numbers are asked
-in no language in training; one paragraph in ten of the declaration is held out. The vision tower is
-small and has no pretraining, so it is trained together with the projector in align.
+Captions name what is in the picture from top to bottom. Held-out pictures show pairs of things that
+no training picture shows; held-out numbers are asked in no language in training; one paragraph in
+ten of the declaration is held out. The text LM has seen no picture, but half of its naming rows ask
+in the words of a caption request, with words where the picture will be. The vision tower is small
+and has no pretraining, so it is trained together with the projector in align.
 """
     (out / "report.md").write_text(text, encoding="utf-8")
     return summary

@@ -9,7 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from configs.command import load_config
-from train.run import train
+from train.arguments import build_arguments
+from train.process import set_up_process
+from train.run import prepare_model, prepare_training_data, train
+from train.trainer import GraftTrainer
 
 SHAPES = [
     "model.decoder.vocab_size=400",
@@ -114,3 +117,24 @@ def run_pipeline(folder: Path) -> Pipeline:
     merged = folder / "merged"
     merge_checkpoints(vlm=sft / "export", text=text / "export", out=merged, alpha=0.5)
     return Pipeline(*(path / "export" for path in (text, align, sft, lora)), merged)
+
+
+def make_trainer(*overrides: str, callbacks: tuple[Any, ...] = ()) -> Any:
+    """The trainer of a run, with `trainer.samples` and `trainer.plan`; nothing is measured."""
+    config: Any = load_config("train", [*FAST, *overrides])
+    set_up_process(config.engine.num_threads, config.seed)
+    processing_class, _, data = prepare_training_data(config)
+    model, table = prepare_model(config, processing_class)
+    num_steps = config.optim.max_steps
+    arguments = build_arguments(config, Path(config.output_dir) / "checkpoints", num_steps)
+    trainer: Any = GraftTrainer(
+        model,
+        arguments,
+        data,
+        processing_class,
+        num_steps=num_steps,
+        learning_rates={row.part: row.learning_rate for row in table},
+        callbacks=list(callbacks),
+    )
+    trainer.samples, trainer.plan = data.samples, data.plan
+    return trainer

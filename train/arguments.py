@@ -10,6 +10,8 @@ from trl import SFTConfig
 from configs.errors import ConfigError
 from configs.schema import EngineKind, TrainConfig
 
+PAPER_WARMUP = 200  # steps; arXiv 2505.08751
+
 
 def num_ranks() -> int:
     """Return the number of processes of this run."""
@@ -43,7 +45,7 @@ def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> S
         learning_rate=peak,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": optim.min_lr_ratio},
-        warmup_steps=min(optim.warmup_steps, num_steps),
+        warmup_steps=warmup_steps(optim.warmup_steps, num_steps),
         adam_beta1=optim.adam_beta1,
         adam_beta2=optim.adam_beta2,
         weight_decay=optim.weight_decay,
@@ -71,6 +73,11 @@ def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> S
         seed=config.seed,
         data_seed=config.seed,
     )
+
+
+def warmup_steps(wanted: int | None, num_steps: int) -> int:
+    """Return the steps over which learning rates rise from 0 to their peak."""
+    return min(wanted, num_steps) if wanted is not None else min(PAPER_WARMUP, num_steps // 10)
 
 
 def max_learning_rate(config: TrainConfig) -> float:

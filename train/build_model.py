@@ -1,9 +1,11 @@
 """A text LM, a vision-language model, or one composed of the two: weights and their checks."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -20,8 +22,11 @@ from transformers import (
 from configs.errors import CheckpointError
 from configs.schema import DecoderConfig, VisionTowerConfig
 from data.processor import load
+from train.parts import find_part, list_first
 
 log = logging.getLogger(__name__)
+# Root mean square of silu(g) * x for independent standard normal g and x: 0.3558 ** 0.5.
+SWIGLU_SIZE = 0.596
 POSITIONS = "embeddings.position_embedding.weight"
 
 
@@ -131,20 +136,26 @@ def compose(
     model.model.vision_tower = vision_tower
     model.lm_head = text_lm.lm_head
     projector = model.model.multi_modal_projector.to_empty(device="cpu")
-    projector.apply(_init_projector)
+    _init_projector(projector, text_lm)
     model.generation_config = text_lm.generation_config
     if config.tie_word_embeddings:
         model.tie_weights()
     return model
 
 
-def _init_projector(module: nn.Module) -> None:
-    """Start a projector layer: normal weights scaled to their inputs, so that signals keep size."""
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=module.in_features**-0.5)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
-        module.reset_parameters()
+def _init_projector(projector: Any, text_lm: Any) -> None:
+    """Start a fresh projector: features enter at size 1 and leave at the size of word embeddings.
+
+    Image tokens much larger than words would drown what the decoder's layers add to them.
+    """
+    projector.layernorm.reset_parameters()
+    embedding_size = text_lm.get_input_embeddings().weight.detach().float().square().mean().sqrt()
+    for layer, scale in (
+        (projector.linear_1, 1.0),
+        (projector.linear_2, float(embedding_size) / SWIGLU_SIZE),
+    ):
+        nn.init.normal_(layer.weight, std=scale * layer.in_features**-0.5)
+        nn.init.zeros_(layer.bias)
 
 
 def load_text_lm(path: str, *, dtype: torch.dtype | str) -> PreTrainedModel:
@@ -159,8 +170,19 @@ def load_vlm(path: str, *, dtype: torch.dtype | str) -> PreTrainedModel:
 
 def _load_checked(what: str, auto_class: Any, path: str, dtype: torch.dtype | str) -> Any:
     """Load, and refuse what transformers only reports: weights that were made up."""
-    model, info = load(what, auto_class, path, output_loading_info=True, dtype=dtype)
-    made_up = sorted([*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])])
+    model, info = load(
+        what,
+        auto_class,
+        path,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are told below
+        dtype=dtype,
+    )
+    resized = [
+        f"{name} (there {list(there)}, wanted {list(wanted)})"
+        for name, there, wanted in info["mismatched_keys"]
+    ]
+    made_up = sorted([*info["missing_keys"], *resized])
     if made_up:
         raise CheckpointError(
             f"{path!r} lacks {len(made_up)} weights of a {type(model).__name__}, which would be "
@@ -168,3 +190,27 @@ def _load_checked(what: str, auto_class: Any, path: str, dtype: torch.dtype | st
             f"  is it really a {what}?"
         )
     return model
+
+
+@torch.no_grad()
+def load_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Copy the weights in `folder` into a model of the same shape; each of its own is there.
+
+    Files have other names than modules. transformers' Trainer (5.23) does not translate them when
+    it resumes: of a vision-language model it finds nothing, and goes on without a word.
+
+    Raises:
+        CheckpointError: the folder lacks a weight of the model.
+    """
+    kind = model.config.model_type
+    live = {find_part(kind, name): tensor for name, tensor in model.state_dict().items()}
+    loaded = set()
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(str(path), framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                tensor = live[find_part(kind, name)]
+                tensor.copy_(file.get_tensor(name))
+                loaded.add(tensor.data_ptr())  # tied weights are one
+    missing = [name for name, t in model.state_dict().items() if t.data_ptr() not in loaded]
+    if missing:
+        raise CheckpointError(f"{str(folder)!r} lacks {len(missing)} weights: {list_first(missing)}")

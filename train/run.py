@@ -113,7 +113,8 @@ def run_stage(
     if checkpoint is not None:
         log.info("going on from %s", checkpoint)
     if rank() == 0:
-        truncate_metrics(folder.metrics, step_of(checkpoint) if checkpoint else -1)
+        done = step_of(checkpoint) if checkpoint else -1
+        truncate_metrics(folder.metrics, done, is_last=done == num_steps)
     arguments = build_arguments(config, folder.checkpoints, num_steps)
     tracker = open_tracker(config, folder)
     callback = RunCallback(

@@ -106,12 +106,17 @@ def resolve_mode(mode: WandbMode) -> Literal["online", "offline", "disabled"]:
     return "online" if os.environ.get("WANDB_API_KEY") or _netrc_has_key() else "offline"
 
 
-def truncate_metrics(path: Path, step: int) -> None:
-    """Drop lines after `step`: what a killed run logged past the checkpoint it goes on from."""
+def truncate_metrics(path: Path, step: int, *, is_last: bool = False) -> None:
+    """Drop lines after `step`: what a killed run logged past the checkpoint it goes on from.
+
+    At the last step the run measures once more, so what it measured there is dropped as well.
+    """
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if _step_of(line) <= step]
+    if is_last:
+        kept = [line for line in kept if _step_of(line) < step or '"train/loss"' in line]
     staging = path.with_suffix(".jsonl.writing")
     staging.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     staging.replace(path)

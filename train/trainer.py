@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
@@ -18,6 +19,7 @@ from trl import SFTConfig, SFTTrainer
 
 from data.batches import PackedBatches, take_first
 from data.build import TrainingData
+from train.build_model import load_weights
 from train.parts import Part
 from train.what_trains import trainable_by_part
 
@@ -135,6 +137,13 @@ class GraftTrainer(SFTTrainer):
         self.counts["supervised_tokens"] += int((inputs["labels"] != -100).sum())
         if "pixel_values" in inputs:
             self.counts["tiles"] += len(inputs["pixel_values"])
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load weights under the names that files have; adapters are PEFT's, engines load theirs."""
+        if isinstance(self.model, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(self.model, Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write the checkpoint beside its place and rename it, so that it is whole or not there."""

@@ -20,8 +20,8 @@ from configs.schema import Attention
 from train.attention import SUPPORTED, set_attention
 from train.loss import add_token_losses
 
-WORST_LOSS = 1e-6  # nats; measured 4.8e-7
-WORST_GRADIENT = 5e-6  # share of the largest gradient of a tensor; measured 1.6e-6
+WORST_LOSS = 5e-6  # nats; measured 2.9e-6 (mistral), aya 4.8e-7
+WORST_GRADIENT = 2e-5  # share of the largest gradient of a tensor; measured 6.6e-6
 FAMILIES = ["aya", *SUPPORTED]
 
 
@@ -52,6 +52,7 @@ def test_a_pack_equals_its_samples_alone(kind, attention):
 
 
 @pytest.mark.parametrize("attention", Attention, ids=lambda item: item.value)
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable")
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_also_in_training_and_when_recomputed(attention, checkpointing):
     model = make("aya")

@@ -1,0 +1,146 @@
+"""Packed batches: shapes, restarts, labels, pixels in order, and no dependence on ranks."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from data_pico import PLENTY, asked, bare_sample, encode, in_memory, noise, picture
+
+from configs.errors import DataError
+from data.batches import PackedBatches, load_pixels, make_batch, take_first
+from data.pack import PackPlan
+from data.render import IGNORED, Renderer
+
+
+def samples_of(renderer: Renderer) -> list[Any]:
+    rows = [
+        asked("Which?", "A key.", picture(100, 30)),
+        asked("Say hello.", "Hello!"),
+        asked("Compare.", "Alike.", picture(30, 100, 1), picture(20, 20, 2)),
+    ]
+    return [renderer.render(row, **PLENTY) for row in rows]
+
+
+def test_a_batch_holds_its_samples_one_after_the_other(tiling_renderer: Renderer) -> None:
+    samples = samples_of(tiling_renderer)
+    batch = make_batch(samples, tiling_renderer.image_processor)
+    total = sum(sample.num_tokens for sample in samples)
+    for name in ("input_ids", "position_ids", "labels"):
+        assert batch[name].shape == (1, total)
+        assert batch[name].dtype == torch.int64
+    start = 0
+    for sample in samples:
+        here = slice(start, start := start + sample.num_tokens)
+        assert batch["input_ids"][0, here].tolist() == sample.input_ids.tolist()
+        assert batch["position_ids"][0, here].tolist() == list(range(sample.num_tokens))
+        labels = batch["labels"][0, here].numpy()
+        assert np.array_equal(labels != IGNORED, sample.supervised)
+        assert np.array_equal(labels[sample.supervised], sample.input_ids[sample.supervised])
+    assert int(batch["position_ids"][0].eq(0).sum()) == len(samples)
+
+
+def test_a_sample_never_predicts_the_first_token_of_the_next(renderer: Renderer) -> None:
+    """Labels are shifted over the whole pack, so the first of each sample must be ignored."""
+    for sample in samples_of(renderer):
+        assert sample.labels[0] == IGNORED
+
+
+def test_pixels_stand_in_the_order_of_their_tokens(tiling_renderer: Renderer) -> None:
+    samples, processor = samples_of(tiling_renderer), tiling_renderer.image_processor
+    batch = make_batch(samples, processor)
+    alone = [
+        processor([image.load()], return_tensors="pt")["pixel_values"]
+        for sample in samples
+        for image in sample.row.images
+    ]
+    assert [len(tiles) for tiles in alone] == [n for s in samples for n in s.num_tiles]
+    assert batch["pixel_values"].dtype == torch.float32
+    assert torch.equal(batch["pixel_values"], torch.cat(alone))
+    image_id = tiling_renderer.processing_class.image_token_id
+    num_image_tokens = int((batch["input_ids"] == image_id).sum())
+    assert num_image_tokens == 16 * len(batch["pixel_values"])
+
+
+def test_text_alone_has_no_pixels(renderer: Renderer) -> None:
+    assert set(make_batch([samples_of(renderer)[1]], None)) == {
+        "input_ids", "position_ids", "labels",
+    }  # fmt: skip
+
+
+def test_a_picture_that_breaks_off_is_told_with_its_row(renderer: Renderer) -> None:
+    data = encode(noise(200, 100), "JPEG")
+    sample = renderer.render(asked("q", "a", in_memory(data[: len(data) // 2])), **PLENTY)
+    with pytest.raises(DataError, match=r"^row tests/7: image 'a.png' cannot be read: .*truncated"):
+        load_pixels(sample, renderer.image_processor)
+
+
+def test_a_picture_of_other_tiles_than_promised(
+    renderer: Renderer, tiling_renderer: Renderer
+) -> None:
+    sample = renderer.render(asked("q", "a", picture(100, 30)), **PLENTY)
+    with pytest.raises(DataError, match="row tests/7: 4 image tiles where its header promised 1"):
+        load_pixels(sample, tiling_renderer.image_processor)
+
+
+def numbered(num_samples: int, packs_per_step: int) -> tuple[list[Any], PackPlan]:
+    """Samples in which every token of every sample differs, and a plan for them."""
+    lengths = np.random.default_rng(0).integers(5, 60, size=num_samples)
+    starts = np.cumsum(lengths) - lengths
+    samples = [bare_sample(int(n), int(s)) for n, s in zip(lengths, starts, strict=True)]
+    plan = PackPlan(
+        num_tokens=lengths,
+        num_tiles=np.zeros_like(lengths),
+        weights=np.ones(num_samples),
+        max_tokens=128,
+        max_tiles=4,
+        packs_per_step=packs_per_step,
+        seed=3,
+    )
+    return samples, plan
+
+
+def global_batches(num_ranks: int, num_steps: int) -> list[list[list[int]]]:
+    """For each step the sorted packs that all ranks take together, as token ids."""
+    samples, plan = numbered(100, packs_per_step=4)
+    ranks = [
+        PackedBatches(samples, plan, None, num_steps=num_steps, rank=rank, num_ranks=num_ranks)
+        for rank in range(num_ranks)
+    ]
+    each = plan.packs_per_step // num_ranks
+    assert [len(batches) for batches in ranks] == [num_steps * each] * num_ranks
+    return [
+        sorted(
+            batches[step * each + number]["input_ids"][0].tolist()
+            for batches in ranks
+            for number in range(each)
+        )
+        for step in range(num_steps)
+    ]
+
+
+def test_global_batches_are_the_same_for_any_number_of_ranks() -> None:
+    num_steps = 3 * numbered(100, packs_per_step=4)[1].num_steps(1)  # three epochs
+    alone = global_batches(1, num_steps)
+    assert alone == global_batches(2, num_steps) == global_batches(4, num_steps)
+    assert alone[0] != alone[1]
+
+
+def test_an_epoch_of_batches_holds_every_token_once() -> None:
+    samples, plan = numbered(100, packs_per_step=4)
+    batches = PackedBatches(samples, plan, None, num_steps=plan.num_steps(1))
+    ids = np.concatenate([batches[i]["input_ids"][0].numpy() for i in range(len(batches))])
+    assert sorted(ids) == list(range(sum(sample.num_tokens for sample in samples)))
+
+
+def test_a_batch_is_the_same_however_often_and_late_it_is_asked_for() -> None:
+    samples, plan = numbered(100, packs_per_step=4)
+    batches = PackedBatches(samples, plan, None, num_steps=50)
+    late = batches[150]
+    again = PackedBatches(*numbered(100, packs_per_step=4), None, num_steps=50)
+    assert all(torch.equal(late[name], again[150][name]) for name in late)
+
+
+def test_the_collator_takes_the_pack_as_it_is() -> None:
+    batch = {"input_ids": torch.zeros(1, 3)}
+    assert take_first([batch]) is batch

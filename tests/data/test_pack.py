@@ -1,0 +1,156 @@
+"""The pack plan: whole samples, within budget, the same for everyone who asks."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from configs.errors import DataError
+from data.pack import WINDOW, PackPlan
+
+
+def plan_of(num_tokens: Any, **changes: Any) -> PackPlan:
+    lengths = np.asarray(num_tokens)
+    settings: dict[str, Any] = dict(
+        num_tokens=lengths,
+        num_tiles=np.zeros(len(lengths), dtype=np.int64),
+        weights=np.ones(len(lengths)),
+        max_tokens=2048,
+        max_tiles=64,
+        packs_per_step=1,
+        seed=0,
+    )
+    return PackPlan(**(settings | changes))
+
+
+def mixed(num_samples: int, *, seed: int = 0, most: int = 2048) -> np.ndarray:
+    """Lengths as captioned pictures have them: one tile or a few, short words or long."""
+    rng = np.random.default_rng(seed)
+    tiles = rng.choice([0, 1, 3, 5, 13], size=num_samples, p=[0.2, 0.5, 0.1, 0.1, 0.1])
+    words = rng.lognormal(4, 0.8, size=num_samples).astype(np.int64)
+    return np.clip(tiles * 130 + words, 8, most)
+
+
+def seen(plan: PackPlan, epoch: int) -> Counter[int]:
+    return Counter(index for pack in plan.epoch(epoch) for index in pack)
+
+
+@pytest.mark.parametrize("num_samples", [7, 300, WINDOW + 100])
+@pytest.mark.parametrize("packs_per_step", [1, 4])
+def test_every_sample_is_in_each_epoch_once(num_samples: int, packs_per_step: int) -> None:
+    plan = plan_of(mixed(num_samples), packs_per_step=packs_per_step)
+    for epoch in range(3):
+        assert seen(plan, epoch) == Counter(range(num_samples))
+        assert len(plan.epoch(epoch)) % packs_per_step == 0
+        assert all(plan.epoch(epoch))
+
+
+def test_budgets_are_kept() -> None:
+    tokens = mixed(2000)
+    tiles = np.minimum(tokens // 130, 12)
+    plan = plan_of(tokens, num_tiles=tiles, max_tiles=13, packs_per_step=3)
+    for pack in plan.epoch(0) + plan.epoch(1):
+        assert tokens[pack].sum() <= 2048
+        assert tiles[pack].sum() <= 13
+    assert max(tiles[pack].sum() for pack in plan.epoch(0)) == 13
+    free = plan_of(tokens, num_tiles=tiles, max_tiles=1000)
+    assert len(free.epoch(0)) < len(plan.epoch(0))
+
+
+def test_a_sample_as_long_as_a_pack_has_one_to_itself() -> None:
+    plan = plan_of([2048, 2047, 1, 2048], max_tokens=2048)
+    assert sorted(sorted(pack) for pack in plan.epoch(0)) == [[0], [1, 2], [3]]
+
+
+@pytest.mark.parametrize("max_tokens", [2048, 8192])
+def test_mixed_sizes_fill_97_percent(max_tokens: int) -> None:
+    plan = plan_of(mixed(5000), max_tokens=max_tokens, packs_per_step=8)
+    for epoch in range(2):
+        packs = plan.epoch(epoch)
+        used = sum(int(plan.num_tokens[pack].sum()) for pack in packs)
+        assert plan.fill_ratio(epoch) == used / (len(packs) * max_tokens)
+        assert plan.fill_ratio(epoch) >= 0.97
+
+
+def test_a_weight_of_two_is_twice_and_of_a_half_is_a_seeded_half() -> None:
+    weights = np.repeat([2.0, 0.5, 1.0, 0.0, 2.5], 400)
+    plan = plan_of(mixed(2000), weights=weights)
+    halves = []
+    for epoch in range(2):
+        times = np.array([seen(plan, epoch)[index] for index in range(2000)])
+        assert (times[:400] == 2).all()
+        assert (times[800:1200] == 1).all()
+        assert (times[1200:1600] == 0).all()
+        assert set(times[400:800]) == {0, 1}
+        assert 150 < times[400:800].sum() < 250
+        assert set(times[1600:]) == {2, 3}
+        halves.append(times[400:800])
+    assert not np.array_equal(*halves)  # another half in another epoch
+
+
+def test_a_plan_is_a_pure_function_of_seed_and_epoch() -> None:
+    lengths = mixed(500)
+    first, second = plan_of(lengths), plan_of(lengths)
+    second.epoch(3)  # asked in another order
+    for epoch in range(3):
+        assert first.epoch(epoch) == second.epoch(epoch)
+    assert first.epoch(0) != first.epoch(1)
+    assert first.epoch(0) != plan_of(lengths, seed=1).epoch(0)
+    assert first.epoch(1) != plan_of(lengths, seed=1).epoch(0)
+
+
+def test_an_epoch_is_shuffled() -> None:
+    """Neither the order of the rows nor that of their lengths is left."""
+    plan = plan_of(mixed(3000))
+    packs = plan.epoch(0)
+    firsts = np.array([np.mean(pack) for pack in packs])
+    lengths = np.array([plan.num_tokens[pack].max() for pack in packs])
+    order = np.arange(len(packs))
+    assert abs(np.corrcoef(order, firsts)[0, 1]) < 0.15
+    assert abs(np.corrcoef(order, lengths)[0, 1]) < 0.15
+
+
+def test_packs_are_counted_through_the_epochs() -> None:
+    plan = plan_of(mixed(200), packs_per_step=3)
+    packs = [pack for epoch in range(3) for pack in plan.epoch(epoch)]
+    fresh = plan_of(mixed(200), packs_per_step=3)
+    assert [fresh.pack(index) for index in range(len(packs))] == packs
+    backwards = plan_of(mixed(200), packs_per_step=3)
+    assert [backwards.pack(i) for i in reversed(range(len(packs)))] == packs[::-1]
+
+
+def test_steps_and_epochs() -> None:
+    plan = plan_of(mixed(400), packs_per_step=2)
+    sizes = [len(plan.epoch(epoch)) // 2 for epoch in range(2)]
+    assert plan.num_steps(1) == sizes[0]
+    assert plan.num_steps(2) == sum(sizes)
+    assert plan.num_steps(1.5) == pytest.approx(sizes[0] + sizes[1] / 2, abs=1)
+    assert plan.num_steps(0.001) == 1
+    assert plan.epoch_of(0) == 0
+    assert plan.epoch_of(sizes[0]) == 1
+    assert plan.epoch_of(sum(sizes)) == 2
+    assert plan.epoch_of(sizes[0] + 1) == pytest.approx(1 + 1 / sizes[1])
+    assert 0 < plan.epoch_of(1) < 1
+
+
+def test_steps_are_filled_by_splitting_packs_not_samples() -> None:
+    plan = plan_of([100] * 9, max_tokens=900, packs_per_step=4)
+    packs = plan.epoch(0)
+    assert len(packs) == 4
+    assert seen(plan, 0) == Counter(range(9))
+    assert max(map(len, packs)) <= 5
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_too_few_samples_for_a_step(num_samples: int) -> None:
+    plan = plan_of([10] * num_samples, packs_per_step=4)
+    with pytest.raises(DataError, match=r"too few for data\.packs_per_step=4; lower it or"):
+        plan.epoch(0)
+
+
+def test_weights_that_leave_nothing() -> None:
+    """It would look for the first pack for ever."""
+    plan = plan_of([10, 10], weights=np.zeros(2))
+    with pytest.raises(DataError, match="epoch 0 holds no sample: 2 rows with weights of 0 in all"):
+        plan.pack(0)

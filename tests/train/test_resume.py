@@ -1,0 +1,193 @@
+"""Kill it anywhere, run the same command again: the curve and the weights of an unbroken run."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pico_runs import FAST, MIXED, losses, metrics, run, same_weights, vlm
+
+import train.export
+import train.main
+from configs.command import load_config
+from configs.errors import ConfigError
+from train.run import train as train_run
+from train.trainer import GraftTrainer
+
+ROOT = Path(__file__).resolve().parents[2]
+# Epochs end after 3 and 7 steps: between checkpoints, which are at 2, 4, 6, 8 and 9.
+LENGTH = ["optim.max_steps=9", "checkpoint.save_steps=2", "data.num_workers=1"]
+MEASURE = ["evaluation.eval_steps=3", "evaluation.max_rows=1", "evaluation.max_new_tokens=2"]
+SFT = [*MIXED, *LENGTH, *MEASURE, "stage=sft"]
+LORA = [*SFT, "stage=sft_lora", "adapter.lora_dropout=0.2", "adapter.r=4"]
+KINDS = {"sft": SFT, "lora": LORA}
+
+# Runs the command, and ends it by SIGKILL where the second checkpoint is whole but not yet renamed.
+KILL_WHILE_SAVING = """
+import os, signal, sys
+from pathlib import Path
+from configs.command import run_command
+
+inner = Path.rename
+def rename(self, target):
+    if self.name == "checkpoint-4":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return inner(self, target)
+Path.rename = rename
+run_command("train", "train.run:train")
+"""
+
+
+def start(script: list[str], overrides: list[str]) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *script, *FAST, *overrides]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    while not path.is_dir():
+        assert process.poll() is None, "ended before its first checkpoint"
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def folders(pipeline, tmp_path_factory) -> dict[str, Path]:
+    """An unbroken run of each kind, and runs that were killed from outside and while saving."""
+    root = tmp_path_factory.mktemp("resume")
+    base = vlm(pipeline.align)
+    main = [str(ROOT / "train/main.py")]
+    killed = start(main, [*base, *SFT, f"output_dir={root}/killed"])
+    saving = start(["-c", KILL_WHILE_SAVING], [*base, *SFT, f"output_dir={root}/saving"])
+    wait_for(root / "killed/checkpoints/checkpoint-2", killed)
+    killed.send_signal(signal.SIGKILL)
+    for process in (killed, saving):
+        assert process.wait() == -signal.SIGKILL
+    for kind, overrides in KINDS.items():
+        run(*base, *overrides, f"output_dir={root}/{kind}")
+    return {path.name: path for path in root.iterdir()}
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    assert metrics(one) == metrics(two)
+    assert sorted(losses(one)) == list(range(1, 10))
+    assert same_weights(one / "export", two / "export")
+
+
+def resume(source: Path, target: Path, pipeline: Any, overrides: list[str]) -> Path:
+    """Go on with a copy of a run folder."""
+    shutil.copytree(source, target)
+    return run(*vlm(pipeline.align), *overrides, f"output_dir={target}")
+
+
+@pytest.mark.slow
+def test_killed_after_a_checkpoint(folders, pipeline, tmp_path):
+    checkpoints = folders["killed"] / "checkpoints"
+    assert (checkpoints / "checkpoint-2").is_dir()
+    assert not (folders["killed"] / "finished.json").exists()
+    assert_same_run(resume(folders["killed"], tmp_path / "run", pipeline, SFT), folders["sft"])
+
+
+def test_killed_while_saving(folders, pipeline, tmp_path):
+    """What was not renamed is not taken, though it is whole, and is gone at the end."""
+    checkpoints = folders["saving"] / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == [".writing", "checkpoint-2"]
+    assert (checkpoints / ".writing/checkpoint-4/trainer_state.json").is_file()
+    assert max(losses(folders["saving"])) == 4  # logged past the checkpoint; logged again below
+    resumed = resume(folders["saving"], tmp_path / "run", pipeline, SFT)
+    assert_same_run(resumed, folders["sft"])
+    left = sorted(path.name for path in (resumed / "checkpoints").iterdir())
+    assert left == ["checkpoint-8", "checkpoint-9"]
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the trainer stop, as by Ctrl-C, when it is asked for the batches after a step."""
+    inner = GraftTrainer.get_batch_samples
+
+    def stopping(self, *args):
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return inner(self, *args)
+
+    monkeypatch.setattr(GraftTrainer, "get_batch_samples", stopping)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_interrupted_twice(kind, folders, pipeline, tmp_path, monkeypatch):
+    """Before the first checkpoint, and then again across the edges of epochs."""
+    overrides = [*vlm(pipeline.align), *KINDS[kind], f"output_dir={tmp_path}/run"]
+    for step in (1, 5, 8):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stop_at(step, patch)
+            run(*overrides)
+        assert max(losses(tmp_path / "run")) == step
+    assert_same_run(run(*overrides), folders[kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stopped_while_exporting(kind, folders, pipeline, tmp_path, monkeypatch):
+    """All steps are done: only measuring and exporting are left, and are not told twice."""
+    overrides = [*vlm(pipeline.align), *KINDS[kind], f"output_dir={tmp_path}/run"]
+
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.export, "follow_umask", stop)
+        run(*overrides)
+    assert not (tmp_path / "run/export").exists()
+    assert_same_run(run(*overrides), folders[kind])
+
+
+def test_a_finished_run_says_so(folders, pipeline, monkeypatch, caplog):
+    overrides = [*FAST, *vlm(pipeline.align), *SFT, f"output_dir={folders['sft']}"]
+    before = {path: path.stat().st_mtime_ns for path in folders["sft"].rglob("*")}
+    monkeypatch.setattr(sys, "argv", ["train/main.py", *overrides])
+    with caplog.at_level(logging.INFO):
+        train.main.main()
+    assert f"{folders['sft']} is finished; its model is in {folders['sft']}/export" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in folders["sft"].rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("optim.max_steps=12", r"optim\.max_steps: 9 there, 12 now"),
+        ("seed=1", r"seed: 0 there, 1 now"),
+        ("data.sources.scenes.num_rows=13", r"data\.sources\.scenes\.num_rows: 12 there, 13 now"),
+        ("stage.parts.decoder.mode=frozen", r"parts\.decoder\.mode: 'full' there, 'frozen' now"),
+        ("+data.sources.udhr={kind: udhr}", r"data\.sources\.udhr\.kind: None there, 'udhr' now"),
+    ],
+)
+def test_the_folder_of_another_run_is_refused(change, told, folders, pipeline):
+    overrides = [*FAST, *vlm(pipeline.align), *SFT, f"output_dir={folders['sft']}", change]
+    with pytest.raises(ConfigError, match=rf"holds another run:(\n.*)*{told}"):
+        train_run(load_config("train", overrides))
+
+
+def test_what_does_not_change_learning_may_change(folders, pipeline, caplog):
+    changes = ["tracker.logging_steps=3", "data.num_workers=0", "evaluation.max_rows=2",
+               "checkpoint.save_steps=5", "engine.num_threads=1"]  # fmt: skip
+    with caplog.at_level(logging.INFO):
+        run(*vlm(pipeline.align), *SFT, f"output_dir={folders['sft']}", *changes)
+    assert "is finished" in caplog.text
+
+
+def test_a_folder_of_something_else_is_refused(pipeline, tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ConfigError, match=r"holds files, but no run of ours; give an empty"):
+        run(*vlm(pipeline.align), *SFT, f"output_dir={tmp_path}")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_dry_run_writes_nothing(pipeline, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        run(*vlm(pipeline.align), *SFT, f"output_dir={tmp_path}/run", "dry_run=true")
+    assert not (tmp_path / "run").exists()
+    assert "9 steps of 2 packs (2.75 epochs of 3 steps)" in caplog.text
+    assert "stage sft: what trains" in caplog.text

@@ -1,0 +1,184 @@
+"""The trainer's arithmetic against a naive one: global-batch mean, groups, schedule, checkpoints."""
+
+from typing import Any
+
+import pytest
+import torch
+from pico_models import gradients, largest_difference
+from pico_runs import MIXED, make_trainer, run, vlm, weights
+from torch.nn import functional
+from transformers import TrainerCallback
+
+from configs.errors import ConfigError
+from data.batches import load_pixels
+from train.arguments import warmup_steps
+from train.build_model import load_vlm
+from train.trainer import newest_checkpoint, step_of
+
+WORST_LOSS = 2e-6  # nats; measured 4.8e-7
+WORST_GRADIENT = 5e-6  # share of the largest gradient of a tensor; measured 8.4e-7
+SFT = [*MIXED, "stage=sft", "optim.max_steps=1"]
+
+
+class KeepGradients(TrainerCallback):
+    """Copies what the optimizer is about to be given."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.found = {
+            name: p.grad.clone() for name, p in kwargs["model"].named_parameters() if p.requires_grad
+        }
+
+
+def naive_losses(model: Any, trainer: Any) -> list[torch.Tensor]:
+    """For each pack of the first step, the nats of its tokens, each sample forwarded alone."""
+    found = []
+    for index in range(trainer.plan.packs_per_step):
+        losses = []
+        for i in trainer.plan.pack(index):
+            sample = trainer.samples[i]
+            ids = torch.from_numpy(sample.input_ids).long()[None]
+            pixels = {}
+            if sample.row.images:
+                pixels = {"pixel_values": load_pixels(sample, trainer.batches.image_processor)}
+            logits = model(input_ids=ids, **pixels).logits[0] * model.config.text_config.logit_scale
+            chosen = torch.from_numpy(sample.supervised)[1:]
+            losses.append(functional.cross_entropy(logits[:-1][chosen], ids[0, 1:][chosen],
+                                                   reduction="none"))  # fmt: skip
+        found.append(torch.cat(losses))
+    return found
+
+
+@pytest.mark.parametrize("num_packs", [1, 4])
+def test_a_step_is_the_mean_over_all_supervised_tokens(num_packs, pipeline, tmp_path):
+    """Accumulated over uneven packs; the mean of the packs' means would be another number."""
+    keep = KeepGradients()
+    trainer = make_trainer(
+        *vlm(pipeline.align), *SFT, "optim.max_grad_norm=0", "data.max_tokens=512",
+        f"data.packs_per_step={num_packs}", f"output_dir={tmp_path}", callbacks=(keep,),
+    )  # fmt: skip
+    trainer.train()
+    model: Any = load_vlm(str(pipeline.align), dtype=torch.float32)
+    model.model.vision_tower.requires_grad_(False)
+    by_pack = naive_losses(model, trainer)
+    wanted = torch.cat(by_pack).mean()
+    wanted.backward()
+
+    logged = trainer.state.log_history[0]["loss"]
+    assert logged == pytest.approx(wanted.item(), abs=WORST_LOSS)
+    assert largest_difference(keep.found, gradients(model)) < WORST_GRADIENT
+    if num_packs > 1:
+        sizes = [len(losses) for losses in by_pack]
+        assert max(sizes) > 1.2 * min(sizes), sizes
+        of_means = torch.stack([losses.mean() for losses in by_pack]).mean().item()
+        assert abs(logged - of_means) > 100 * WORST_LOSS
+
+
+def test_no_sample_supervises_its_first_token(pipeline, tmp_path):
+    """Contract: the token before it in a pack belongs to another sample."""
+    trainer = make_trainer(*vlm(pipeline.align), *SFT, f"output_dir={tmp_path}")
+    assert not any(sample.supervised[0] for sample in trainer.samples)
+
+
+def test_groups_hold_each_parts_rate_and_decay_matrices_alone(pipeline, tmp_path):
+    trainer = make_trainer(
+        *vlm(pipeline.align), *SFT, "optim.weight_decay=0.1", f"output_dir={tmp_path}",
+        "stage.parts.projector.learning_rate=3e-4", "stage.parts.decoder.learning_rate=2e-5",
+    )  # fmt: skip
+    optimizer = trainer.create_optimizer()
+    rates = {"projector": 3e-4, "decoder": 2e-5}
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    seen = []
+    for group in optimizer.param_groups:
+        assert group["lr"] == rates[group["part"]] and group["betas"] == (0.9, 0.95)
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            seen.append(name)
+            assert (group["part"] == "projector") is ("multi_modal_projector" in name)
+            assert group["weight_decay"] == (0.1 if parameter.ndim > 1 else 0)
+    wanted = [name for name, p in trainer.model.named_parameters() if p.requires_grad]
+    assert sorted(seen) == sorted(wanted)
+
+
+def test_each_rate_rises_from_0_and_falls_to_its_share(pipeline, tmp_path):
+    """Warm-up, then cosine to min_lr_ratio of each part's own peak (arXiv 2505.08751)."""
+    trainer = make_trainer(
+        *vlm(pipeline.align), *MIXED, "stage=sft", "optim.max_steps=12", "optim.warmup_steps=4",
+        "optim.min_lr_ratio=0.1", "stage.parts.decoder.learning_rate=2e-5",
+        f"output_dir={tmp_path}", "checkpoint.save_steps=100",
+    )  # fmt: skip
+    trainer.train()
+    history = [line for line in trainer.state.log_history if "loss" in line]
+    for part, peak in (("projector", 1e-4), ("decoder", 2e-5)):
+        rates = [line[f"learning_rate/{part}"] / peak for line in history]
+        assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1])
+        assert rates[7] == pytest.approx(0.55)  # half way: the mean of 1 and 0.1
+        assert rates[11] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "num_steps", "steps"),
+    [(None, 9700, 200), (None, 50, 5), (None, 5, 0), (30, 1000, 30), (30, 10, 10), (0, 10, 0)],
+)
+def test_warmup(wanted, num_steps, steps):
+    assert warmup_steps(wanted, num_steps) == steps
+
+
+def test_a_global_batch_that_ranks_cannot_share(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match=r"packs_per_step=2 cannot be shared by 3 processes; .*3"):
+        make_trainer(*vlm(pipeline.align), *SFT, f"output_dir={tmp_path}")
+
+
+# ------------------------------------------------------------------------------ checkpoints
+
+
+def test_the_newest_whole_checkpoint_is_taken(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+    for name in ("checkpoint-2", "checkpoint-10", ".writing/checkpoint-12", "checkpoint-best"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-14").mkdir()  # no state: not one of ours
+    newest = newest_checkpoint(tmp_path)
+    assert newest == tmp_path / "checkpoint-10" and step_of(newest) == 10
+
+
+def test_a_checkpoint_appears_when_it_is_whole(pipeline, tmp_path, monkeypatch):
+    """Nothing is seen under its name until everything is written, and old ones go after that."""
+    from transformers import Trainer
+
+    seen = []
+    inner = Trainer._save_checkpoint
+
+    def spy(self, *args):
+        seen.append(sorted(path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*")))
+        inner(self, *args)
+        seen.append(sorted(path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*")))
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", spy)
+    run(*vlm(pipeline.align), *MIXED, "stage=align", "checkpoint.save_steps=1",
+        "checkpoint.save_total_limit=2", f"output_dir={tmp_path}")  # fmt: skip
+    one, two, three = (f"checkpoint-{step}" for step in (1, 2, 3))
+    assert seen == [[], [], [one], [one], [one, two], [one, two], [two, three], [two, three]]
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert left == [three, "checkpoint-4"]
+    names = weights(tmp_path / "checkpoints/checkpoint-4").keys()
+    assert names == weights(tmp_path / "export").keys()
+
+
+def test_a_save_that_fails_leaves_the_last_one(pipeline, tmp_path, monkeypatch):
+    """As on a full disk: the run ends, and goes on from the checkpoint before."""
+    inner = torch.save
+
+    def full(value, path, *args, **kwargs):
+        if "checkpoint-4" in str(path):
+            raise OSError(28, "No space left on device")
+        return inner(value, path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    overrides = [*vlm(pipeline.align), *MIXED, "stage=align", f"output_dir={tmp_path}"]
+    with pytest.raises(OSError, match="No space left"):
+        run(*overrides)
+    assert newest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-2"
+    monkeypatch.undo()
+    run(*overrides)
+    assert (tmp_path / "finished.json").is_file()
