@@ -4,7 +4,7 @@
 #   make check    format, lint, types
 #   make lock     write requirements.lock anew from pyproject.toml
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -58,7 +58,9 @@ def check_loads(folder: Path) -> None:
     `device_map="meta"` reports the same keys as a real load.)
     """
     from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()  # the merge shows its own
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder, device_map="meta", output_loading_info=True, local_files_only=True

@@ -16,19 +16,20 @@ from train.trainer import GraftTrainer
 
 SHAPES = [
     "model.decoder.vocab_size=400",
-    "model.decoder.hidden_size=32",
-    "model.decoder.intermediate_size=48",
+    "model.decoder.hidden_size=64",
+    "model.decoder.intermediate_size=128",
     "model.decoder.num_attention_heads=4",
     "model.decoder.num_key_value_heads=2",
     "model.decoder.sliding_window=16",
     "model.decoder.initializer_range=0.1",  # large enough that a wrong loss shows
 ]
 TOWER = [
-    "model.vision_tower.hidden_size=16",
-    "model.vision_tower.intermediate_size=24",
+    "model.vision_tower.hidden_size=64",
+    "model.vision_tower.intermediate_size=64",
     "model.vision_tower.num_hidden_layers=2",
     "model.vision_tower.num_attention_heads=2",
     "model.vision_tower.image_size=32",
+    "model.projector_intermediate_size=128",  # all wide enough for blocks of 64, which 4 bits need
 ]
 HELD_OUT = ["data.held_out.numbers.num_rows=4"]
 SCENES = ["data=scenes", "data.sources.scenes.num_rows=60", "data.held_out.scenes.num_rows=4"]

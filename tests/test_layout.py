@@ -91,7 +91,7 @@ def test_the_writing_path_of_merge_loads_no_transformers_at_start() -> None:
             if module.exists() and module not in found:
                 found.add(module)
                 reached.append(module)
-    assert ROOT / "merge/writer.py" in found
+    assert {ROOT / "merge/api.py", ROOT / "merge/checkpoint.py"} <= found
 
 
 def test_nothing_importable_lives_in_a_main() -> None:

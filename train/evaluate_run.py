@@ -82,11 +82,15 @@ def _examples(
     # An odd step meets every language in turn, also where they come in turn.
     chosen = rows[:: step | 1][:num_examples]
     (out / "pictures").mkdir(exist_ok=True)
-    return [_example(results, name, row, out) for name, row in chosen]
+    return [
+        _example(results, name, row, out, number) for number, (name, row) in enumerate(chosen, 1)
+    ]
 
 
-def _example(results: dict[str, Results], group: str, row: Row, out: Path) -> Example:
-    picture = out / "pictures" / f"{row.source}-{row.id}.png"
+def _example(
+    results: dict[str, Results], group: str, row: Row, out: Path, number: int
+) -> Example:
+    picture = out / "pictures" / f"{number}.png"  # ids may hold what file names may not
     row.images[0].load().resize((128, 128)).save(picture)
     answers = {
         name: next((a.answer for a in result[group].answers if a.row_id == str(row)), "")

@@ -132,9 +132,10 @@ def _step_of(line: str) -> float:
 def _netrc_has_key() -> bool:
     path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
     try:
-        return netrc.netrc(str(path)).authenticators(WANDB_HOST) is not None
+        entry = netrc.netrc(str(path)).authenticators(WANDB_HOST)
     except (OSError, netrc.NetrcParseError):
         return False
+    return entry is not None and bool(entry[2])
 
 
 def _run_id(run_dir: Path) -> str:

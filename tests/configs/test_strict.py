@@ -80,7 +80,7 @@ def test_a_source_is_the_users_to_name_and_to_fill_without_a_plus() -> None:
     assert sorted(sources) == ["mine", "scenes", "theirs", "yours"]
     assert (sources["mine"].weight, sources["scenes"].weight) == (2.0, 0.5)
     assert sources["yours"].path == "json"
-    assert sources["scenes"].num_rows == 4000
+    assert sources["scenes"].num_rows == load_config("train", []).data.sources["scenes"].num_rows
 
 
 def test_a_deletion_of_an_unknown_key() -> None:

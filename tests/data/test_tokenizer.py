@@ -38,6 +38,12 @@ def test_special_tokens_are_single(tokenizer: Any, token: str) -> None:
     assert len(ids(tokenizer, f"a{token}b")) == 3
 
 
+def test_every_token_the_processor_writes_is_there(processor: Any) -> None:
+    names = ["image", "start_of_img", "end_of_img", "img_patch", "img_line_break", "tile"]
+    tokens = [getattr(processor, f"{name}_token") for name in [*names, "tile_global"]]
+    assert sorted(tokens) == sorted(IMAGE_TOKENS)
+
+
 def test_the_form_is_coheres(tokenizer: Any) -> None:
     assert isinstance(tokenizer, CohereTokenizer)
     assert tokenizer.eos_token == "<|END_OF_TURN_TOKEN|>"

@@ -21,7 +21,7 @@ from train.run import train as train_run
 from train.trainer import GraftTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
-# Epochs end after 3 and 7 steps: between checkpoints, which are at 2, 4, 6, 8 and 9.
+# Epochs end after steps 3 and 6: between two checkpoints and at one. The next would end after 9.
 LENGTH = ["optim.max_steps=9", "checkpoint.save_steps=2", "data.num_workers=1"]
 MEASURE = ["evaluation.eval_steps=3", "evaluation.max_rows=1", "evaluation.max_new_tokens=2"]
 SFT = [*MIXED, *LENGTH, *MEASURE, "stage=sft"]
