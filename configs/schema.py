@@ -147,11 +147,11 @@ class SourceConfig:
         default_factory=list
     )  # dataset: files of a builder; globs allowed
     id_field: str | None = None  # dataset: column with a unique id; null: the row number
-    image_field: str | None = "image"  # dataset: column with a picture, a path, or a list of them
+    image_field: str | None = "image"  # dataset: picture, path, or list of them; null: text alone
     image_root: str | None = (
         None  # dataset: folder that relative paths start from and may not leave
     )
-    caption_field: str = "caption"  # dataset: column with the answer
+    caption_field: str = "caption"  # dataset: column with the answer, or with plain text
     prompt_field: str | None = None  # dataset: column with the question; null: a caption prompt
     messages_field: str | None = (
         None  # dataset: column with chat messages, instead of the two above

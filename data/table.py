@@ -9,7 +9,7 @@ from configs.languages import LANGUAGES
 from configs.schema import SourceConfig
 from data.images import BytesImage, FileImage, resolve_under
 from data.instructions import DESCRIBE
-from data.rows import IMAGE, ImageRef, Row, Turn, question
+from data.rows import IMAGE, ImageRef, Row, Turn, plain_text, question
 
 RawRow = tuple[str, dict[str, Any]]  # id, columns
 ROLES = ("system", "user", "assistant")
@@ -44,6 +44,8 @@ def make_row(
     images = tuple(_images(columns, config, max_pixels))
     if config.messages_field is not None:
         turns = tuple(_turns(columns[config.messages_field], len(images)))
+    elif config.image_field is None and config.prompt_field is None:
+        turns = plain_text(_text(columns, config.caption_field))
     else:
         answer = _text(columns, config.caption_field)
         asked = _question(columns, config, language, has_picture=bool(images))
@@ -58,8 +60,8 @@ def _question(
         return _text(columns, config.prompt_field)
     if not has_picture:
         raise DataError(
-            "has no picture to describe; for text alone name its question by prompt_field, "
-            "or its conversation by messages_field"
+            "has no picture to describe; name its question by prompt_field or its conversation by "
+            "messages_field, or set image_field=null where all rows are plain text"
         )
     return DESCRIBE[language][0]
 
@@ -128,10 +130,16 @@ def _images(
         reference = item.get("path") if isinstance(item, Mapping) else item
         if data is not None:
             yield BytesImage(data, str(reference or "in the row"), max_pixels)
-        elif isinstance(item, Mapping) and reference and Path(reference).is_absolute():
-            yield FileImage(Path(reference), max_pixels)  # resolved by datasets itself
+        elif _is_resolved(item, config):
+            yield FileImage(Path(str(reference)), max_pixels)  # resolved by datasets itself
         else:
             yield FileImage(resolve_under(root, str(reference)), max_pixels)
+
+
+def _is_resolved(item: Any, config: SourceConfig) -> bool:
+    """Whether `datasets` has found the file itself, as for an image folder."""
+    path = item.get("path") if isinstance(item, Mapping) else None
+    return bool(path) and Path(str(path)).is_absolute() and config.image_root is None
 
 
 def _turns(messages: Any, num_images: int) -> Iterator[Turn]:

@@ -35,8 +35,8 @@ def write_report(out: Path, commands: list[list[str]]) -> str:
 ## The models side by side, on held-out rows
 
 `before_sft` is the aligned model, whose decoder is the text LM unchanged; `after_sft` was
-fine-tuned on captions alone; `merged` lies between the two at alpha {merged["method"]["alpha"]:g}. (The
-sweep at alpha 0 has the same decoder as `before_sft`, but the projector of after SFT.)
+fine-tuned on captions alone; `merged` is the merge at alpha {merged["method"]["alpha"]:g}. (At
+alpha 0 the sweep has the same decoder as `before_sft`, but the projector of after SFT.)
 
 {comparison.replace("(pictures/", "(comparison/pictures/")}
 

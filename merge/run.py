@@ -22,19 +22,23 @@ def merge(config: MergeConfig) -> None:
             log.info("%-8s %5d tensors %14s bytes", kind, len(chosen), f"{size:,}")
         log.info("dry_run=true: nothing was written")
         return
-    with tqdm(desc="merge", unit="B", unit_scale=True, unit_divisor=1024) as bar:
+    bar: tqdm[None] | None = None
 
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+    def show(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:  # nothing to show before the inputs are checked
+            bar = tqdm(desc="merge", total=total, unit="B", unit_scale=True, unit_divisor=1024)
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
 
-        report = merge_checkpoints(
-            vlm=vlm,
-            text=text,
-            out=out,
-            alpha=config.alpha,
-            force=config.force,
-            verify=config.verify,
-            progress=show,
-        )
+    report = merge_checkpoints(
+        vlm=vlm,
+        text=text,
+        out=out,
+        alpha=config.alpha,
+        force=config.force,
+        verify=config.verify,
+        progress=show,
+    )
     log.info("merged at alpha %g into %s in %.1f s", config.alpha, out, report["seconds"])

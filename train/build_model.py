@@ -213,4 +213,6 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
                 loaded.add(tensor.data_ptr())  # tied weights are one
     missing = [name for name, t in model.state_dict().items() if t.data_ptr() not in loaded]
     if missing:
-        raise CheckpointError(f"{str(folder)!r} lacks {len(missing)} weights: {list_first(missing)}")
+        raise CheckpointError(
+            f"{str(folder)!r} lacks {len(missing)} weights: {list_first(missing)}"
+        )

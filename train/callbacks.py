@@ -53,9 +53,10 @@ class RunCallback(TrainerCallback):
             mininterval=0.5 if sys.stderr.isatty() else 10,
         )
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the progress bar."""
-        self.bar.close()
+    def close(self) -> None:
+        """Close the progress bar, also after Ctrl-C: it would be drawn again below the message."""
+        if self.bar is not None:
+            self.bar.close()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write what the trainer logs, with speed since the last time."""

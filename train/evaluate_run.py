@@ -87,9 +87,7 @@ def _examples(
     ]
 
 
-def _example(
-    results: dict[str, Results], group: str, row: Row, out: Path, number: int
-) -> Example:
+def _example(results: dict[str, Results], group: str, row: Row, out: Path, number: int) -> Example:
     picture = out / "pictures" / f"{number}.png"  # ids may hold what file names may not
     row.images[0].load().resize((128, 128)).save(picture)
     answers = {

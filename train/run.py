@@ -142,6 +142,7 @@ def run_stage(
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.perf_counter() - start
+        callback.close()
         results = callback.evaluate(trainer.model, step=num_steps)
         gather_weights(trainer.model)
         if trainer.is_world_process_zero():
@@ -150,6 +151,7 @@ def run_stage(
             folder.close(steps=num_steps, seconds=round(seconds, 1))
         finished = True
     finally:
+        callback.close()
         tracker.finish(failed=not finished)
 
 

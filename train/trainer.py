@@ -7,7 +7,7 @@ accelerate's.
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -143,7 +143,7 @@ class GraftTrainer(SFTTrainer):
         if isinstance(self.model, PeftModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            load_weights(self.model, Path(resume_from_checkpoint))
+            load_weights(cast(Any, self.model), Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write the checkpoint beside its place and rename it, so that it is whole or not there."""

@@ -15,8 +15,9 @@ from data.images import BytesImage, FileImage
 from data.instructions import DESCRIBE
 from data.ledger import Ledger
 from data.render import Renderer
-from data.rows import IMAGE, Row
+from data.rows import IMAGE, Row, plain_text
 from data.sources import new_ledger, read_rows, render_rows
+from data.table import make_row, read_table
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +162,16 @@ def test_numbers_are_text(tmp_path: Path) -> None:
 def test_nothing_is_asked_to_be_described_without_a_picture(tmp_path: Path) -> None:
     file = jsonl(tmp_path, [{"caption": "A.", "image": None}])
     assert "row mine/0: has no picture to describe" in refused(config(file))
-    assert "row mine/0: has no picture to describe" in refused(config(file, image_field=None))
+
+
+def test_plain_text_is_read_without_a_question(tmp_path: Path) -> None:
+    """`image_field=null` and no question: a corpus, trained on from its first word."""
+    file = jsonl(tmp_path, [{"text": "Once upon a time."}])
+    source = config(file, image_field=None, caption_field="text")
+    [(row_id, columns)] = read_table("mine", source)
+    row = make_row("mine", row_id, columns, source, max_pixels=100)
+    assert row.turns == plain_text("Once upon a time.")
+    assert row.images == ()
 
 
 def test_what_is_no_text_is_not_made_text(tmp_path: Path) -> None:

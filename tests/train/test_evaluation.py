@@ -133,9 +133,7 @@ def test_no_other_picture_no_gap(held_out, model):
 
 
 def test_another_picture_has_as_many_tiles(held_out):
-    samples = [
-        replace(s, num_tiles=(1 + i % 2,)) for i, s in enumerate(held_out.groups["scenes"])
-    ]
+    samples = [replace(s, num_tiles=(1 + i % 2,)) for i, s in enumerate(held_out.groups["scenes"])]
     for i, other in enumerate(_other_pictures(samples)):
         assert other != i and samples[other].num_tiles == samples[i].num_tiles
 

@@ -220,7 +220,9 @@ def test_an_export_replaces_the_one_before_and_leaves_nothing(pipeline, tmp_path
     export_model(model, load_processor(str(pipeline.sft)), tmp_path / "out", card="x")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert not (tmp_path / "out/stale.txt").exists()
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in pipeline.sft.iterdir()}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        p.name for p in pipeline.sft.iterdir()
+    }
     assert all(torch.equal(value, weights(tmp_path / "out")[name])
                for name, value in weights(pipeline.sft).items())  # fmt: skip
 

@@ -25,7 +25,9 @@ class KeepGradients(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.found = {
-            name: p.grad.clone() for name, p in kwargs["model"].named_parameters() if p.requires_grad
+            name: p.grad.clone()
+            for name, p in kwargs["model"].named_parameters()
+            if p.requires_grad
         }
 
 
