@@ -94,7 +94,7 @@ def _measure(
     generate: bool,
 ) -> Point:
     """Return one point, from its file where an earlier, interrupted sweep has measured it."""
-    path = out / "points" / f"alpha-{alpha:g}.json"
+    path = out / "points" / f"alpha-{str(alpha).removesuffix('.0')}.json"
     if path.is_file():
         return Point(**json.loads(path.read_text(encoding="utf-8"))["point"])
     dial.set(alpha)

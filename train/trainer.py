@@ -139,7 +139,7 @@ class GraftTrainer(SFTTrainer):
             self.counts["tiles"] += len(inputs["pixel_values"])
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load weights under the names that files have; adapters are PEFT's, engines load theirs."""
+        """Load weights by the names they have in files; PEFT and engines load their own."""
         if isinstance(self.model, PeftModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -27,8 +28,10 @@ from train.loss import add_token_losses
 from train.side_by_side import format_table
 
 WORST_NLL = 2e-6  # nats; measured 4.8e-7
-HELD_OUT = [*FAST, *SCENES, "data.held_out.scenes.num_rows=10", "data.held_out.numbers.num_rows=6",
-            "evaluation.max_rows=5", "evaluation.batch_size=4", "evaluation.max_new_tokens=12"]  # fmt: skip
+HELD_OUT = [
+    *FAST, *SCENES, "data.held_out.scenes.num_rows=10", "data.held_out.numbers.num_rows=6",
+    "evaluation.max_rows=5", "evaluation.batch_size=4", "evaluation.max_new_tokens=12",
+]  # fmt: skip
 
 
 def prepare(path: Any, *overrides: str, text_only: bool = False) -> HeldOut:
@@ -141,25 +144,40 @@ def test_another_picture_has_as_many_tiles(held_out):
 # ------------------------------------------------------------------------------ answers
 
 
-def test_batched_answers_are_greedy_answers_one_at_a_time(pipeline, held_out, model):
-    """By the published way: AutoProcessor, apply_chat_template, generate."""
+@pytest.mark.parametrize("early", [False, True])
+def test_batched_answers_are_greedy_answers_one_at_a_time(early, pipeline, model):
+    """By the published way: AutoProcessor, apply_chat_template, generate.
+
+    Early: answers end at different lengths, for what some would say first counts as the end.
+    """
+    held_out = prepare(pipeline.sft)
     plain = AutoModelForImageTextToText.from_pretrained(pipeline.sft).eval()
     processor = AutoProcessor.from_pretrained(pipeline.sft)
     samples = [*held_out.groups["scenes"], *held_out.groups["numbers"]]
-    answers = held_out.answers(model.eval(), samples)
-    assert len({len(a.answer) for a in answers}) > 1
-    for sample, answer in zip(samples, answers, strict=True):
-        user = sample.row.turns[0]
+
+    def told(sample: Any) -> list[int]:
         pictures = [{"type": "image", "image": image.load()} for image in sample.row.images]
-        content = [*pictures, {"type": "text", "text": user.text}]
+        content = [*pictures, {"type": "text", "text": sample.row.turns[0].text}]
         inputs = processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True,
             return_dict=True, return_tensors="pt",
         )  # fmt: skip
-        out = plain.generate(**inputs, max_new_tokens=12, do_sample=False)
-        told = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert answer.answer == told
-        assert (answer.row_id, answer.question) == (str(sample.row), user.text)
+        end = held_out.renderer.tokenizer.eos_token_id
+        out = plain.generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=end)
+        return out[0, inputs["input_ids"].shape[1] :].tolist()
+
+    if early:
+        said = Counter(token for sample in samples for token in set(told(sample)[2:]))
+        end = next(token for token, count in said.most_common() if count < len(samples))
+        held_out.renderer.tokenizer.eos_token = processor.tokenizer.convert_ids_to_tokens(end)
+    wanted = [told(sample) for sample in samples]
+    assert len({len(tokens) for tokens in wanted}) > 1 or not early
+    answers = held_out.answers(model.eval(), samples)
+    assert len({answer.answer for answer in answers}) > 2
+    decode = held_out.renderer.tokenizer.decode
+    for sample, answer, tokens in zip(samples, answers, wanted, strict=True):
+        assert answer.answer == decode(tokens, skip_special_tokens=True)
+        assert (answer.row_id, answer.question) == (str(sample.row), sample.row.turns[0].text)
         assert answer.reference == sample.row.turns[1].text
 
 

@@ -87,8 +87,10 @@ told["4bit_cosine"] = torch.nn.functional.cosine_similarity(one, two, dim=-1).mi
 
 tokenizer = AutoTokenizer.from_pretrained(folders["text"])
 text = AutoModelForCausalLM.from_pretrained(folders["text"]).eval()
-ids = tokenizer.apply_chat_template([{"role": "user", "content": asked[2]}], tokenize=True,
-                                    add_generation_prompt=True, return_tensors="pt", return_dict=True)
+ids = tokenizer.apply_chat_template(
+    [{"role": "user", "content": asked[2]}], tokenize=True, add_generation_prompt=True,
+    return_tensors="pt", return_dict=True,
+)
 out = text.generate(**ids, max_new_tokens=8, do_sample=False)
 told["text"] = tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True)
 print(json.dumps(told))
@@ -120,7 +122,7 @@ def asked(pipeline) -> Any:
 
 @pytest.fixture(scope="module")
 def outside(pipeline, asked, tmp_path_factory) -> dict[str, Any]:
-    """What a stranger's machine says: isolated mode, another folder, nothing of ours on the path."""
+    """What a stranger's machine says: isolated mode, another folder, ours out of reach."""
     folder = tmp_path_factory.mktemp("outside")
     samples, _ = asked["sft"]
     paths = [str(folder / f"{i}.png") for i in range(2)]

@@ -74,7 +74,7 @@ for step in (1, 2):  # the second is the run that goes on
         TrackerConfig(), folder, job_type="sft", run_config={"seed": 0}, first_process=True
     )
     tracker.log({"train/loss": 1.5}, step)
-    tracker.log_table("eval/answers", ["picture", "answer"], [[Image.new("RGB", (4, 4)), "a"]], step)
+    tracker.log_table("eval/answers", ["picture"], [[Image.new("RGB", (4, 4))]], step)
     tracker.save_file(folder / "config.yaml")
     tracker.finish()
 """

@@ -1,4 +1,4 @@
-"""The trainer's arithmetic against a naive one: global-batch mean, groups, schedule, checkpoints."""
+"""The trainer against naive arithmetic: global-batch mean, groups, schedule, checkpoints."""
 
 from typing import Any
 
