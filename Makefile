@@ -27,6 +27,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 $(STAMP): requirements.lock pyproject.toml
+	@echo "installing 2 GB of packages into $(VENV) (about 2 minutes, once)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

@@ -50,6 +50,10 @@ SCHEMAS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "inspect": InspectConfig,
 }
+AGAIN = {
+    "train": "; the same command goes on from the last checkpoint, or anew where there is none yet",
+    "sweep": "; the same command goes on with the next alpha",
+}
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # what a shell reports for a program ended by Ctrl-C
 
 
@@ -62,11 +66,13 @@ def run_command(config_name: str, task: str) -> None:
     schema = SCHEMAS[config_name]
     register_schemas()
     # Read once, when torch is imported. Threads that spin while they wait make a small model's step
-    # on a busy 2-core machine up to 30 times as long (measured, docs/BENCHMARKS.md).
+    # on a busy 2-core machine over 15 times as long (measured, docs/BENCHMARKS.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "WORLD_SIZE" not in os.environ:  # one process is for one device; torchrun is for several
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
     def call(config: DictConfig) -> None:
-        _guarded(lambda: _check_and_call(config, schema, task))
+        _guarded(lambda: _check_and_call(config, schema, task), config_name)
 
     def main() -> None:
         # Hydra would print errors with its own frames; this hands them on to us.
@@ -77,7 +83,7 @@ def run_command(config_name: str, task: str) -> None:
         ]
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(call)()
 
-    _guarded(main)
+    _guarded(main, config_name)
 
 
 @functools.cache
@@ -133,28 +139,39 @@ def is_first_process() -> bool:
 
 def _check_and_call(config: DictConfig, schema: type, task: str) -> None:
     plain: Any = to_dataclass(config, schema)
-    if HydraConfig.get().mode == RunMode.MULTIRUN and hasattr(plain, "output_dir"):
-        plain = replace(plain, output_dir=f"{plain.output_dir}/{HydraConfig.get().job.num}")
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # a folder for each run
+        for key in ("output_dir", "out"):
+            if hasattr(plain, key):
+                path = f"{getattr(plain, key)}/{HydraConfig.get().job.num}"
+                plain = replace(plain, **{key: path})
+    if schema is not TrainConfig and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("only training runs in several processes; start this without torchrun")
     check_rules(plain)
     setup_logging()
     module, function = task.split(":")
     getattr(importlib.import_module(module), function)(plain)
 
 
-def _guarded(call: Callable[[], None]) -> None:
+def _guarded(call: Callable[[], None], config_name: str) -> None:
     try:
         call()
     except VisiongraftError as error:
         _exit(f"error: {error}", error.exit_code)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         _exit(f"error: {error}", ConfigError.exit_code)
+    except OSError as error:
+        _exit(f"error: {error}", VisiongraftError.exit_code)
     except KeyboardInterrupt:
-        _exit("interrupted; the same command goes on from the last checkpoint", EXIT_INTERRUPTED)
+        _exit(f"interrupted{AGAIN.get(config_name, '')}", EXIT_INTERRUPTED)
 
 
 def _exit(message: str, code: int) -> None:
-    if is_first_process():
+    """Print the message and end; what every rank would say of the config, the first one says."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
         sys.stderr.write(f"\n{message}\n")
+    elif code != ConfigError.exit_code:
+        sys.stderr.write(f"\n[rank {rank}] {message}\n")
     sys.stderr.flush()
     sys.exit(code)
 

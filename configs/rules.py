@@ -11,11 +11,13 @@ from typing import Any
 from configs.errors import ConfigError
 from configs.languages import LANGUAGES
 from configs.schema import (
+    AdapterConfig,
     DataConfig,
     MergeConfig,
     ModelConfig,
     ModelKind,
     PartMode,
+    SourceConfig,
     SourceKind,
     SweepConfig,
     TrainConfig,
@@ -33,8 +35,10 @@ AT_LEAST_ZERO = (
     "max_grad_norm",
     "num_epochs",
     "initializer_range",
+    "max_text_loss_increase",
 )
-REAL = (*SHARES, *SHARES_BELOW_ONE, *AT_LEAST_ZERO)  # whole when they are written so
+POSITIVE = ("logit_scale", "rope_theta")
+REAL = (*SHARES, *SHARES_BELOW_ONE, *AT_LEAST_ZERO, *POSITIVE)  # whole when they are written so
 
 
 def check_rules(config: Any) -> None:
@@ -48,7 +52,10 @@ def check_rules(config: Any) -> None:
         problems += _alpha_rule("alpha", config.alpha)
     if isinstance(config, SweepConfig):
         problems += [line for alpha in config.alphas for line in _alpha_rule("alphas", alpha)]
-        problems += [] if config.alphas else ["alphas: is empty, give at least one"]
+        if not config.alphas:
+            problems += ["alphas: is empty, give at least one"]
+        elif 0 not in config.alphas:
+            problems += ["alphas: 0 is not among them: the text LM, to hold the others against"]
     if isinstance(getattr(config, "data", None), DataConfig):
         problems += _data_rules(config.data)
     if problems:
@@ -90,6 +97,8 @@ def _real_ranges(name: str, path: str, value: float) -> Iterator[str]:
         yield f"{path}: is {value}, but it is at least 0 and below 1"
     if name in SHARES and not 0 <= value <= 1:
         yield f"{path}: is {value}, but it is a share between 0 and 1"
+    if name in POSITIVE and value <= 0:
+        yield f"{path}: is {value}, but it is above 0"
     if name in AT_LEAST_ZERO and value < 0:
         yield f"{path}: is {value}, but it is at least 0"
 
@@ -108,6 +117,19 @@ def _model_rules(model: ModelConfig) -> Iterator[str]:
             "model.path: is only read when model.kind=vlm; "
             "a text LM is model.decoder.path, a vision tower model.vision_tower.path"
         )
+    if model.kind is ModelKind.vlm:
+        for key in ("crop_to_patches", "max_patches", "downsample_factor"):
+            if getattr(model, key) != getattr(ModelConfig, key):
+                yield f"model.{key}: is for composed models; a VLM brings its own processor"
+    for name in ("decoder", "vision_tower"):
+        shape = getattr(model, name)
+        if shape.hidden_size % shape.num_attention_heads:
+            yield (
+                f"model.{name}.num_attention_heads: {shape.num_attention_heads} does not divide "
+                f"hidden_size={shape.hidden_size}"
+            )
+    if model.decoder.num_attention_heads % model.decoder.num_key_value_heads:
+        yield "model.decoder.num_key_value_heads: does not divide num_attention_heads"
 
 
 def _stage_rules(config: TrainConfig) -> Iterator[str]:
@@ -120,6 +142,8 @@ def _stage_rules(config: TrainConfig) -> Iterator[str]:
                 yield f"stage.parts.{name}.mode: a text LM has no {name}; it must be frozen"
     if modes["projector"] is PartMode.lora:
         yield "stage.parts.projector.mode: lora is for pretrained parts; use full or frozen"
+    if PartMode.lora not in modes.values() and config.adapter != AdapterConfig():
+        yield "adapter: is given, but no part has mode lora; use stage=sft_lora"
 
 
 def _parts(config: TrainConfig) -> Any:
@@ -135,9 +159,30 @@ def _data_rules(data: DataConfig) -> Iterator[str]:
             key = f"data.{group}.{name}"
             if source.kind is SourceKind.dataset and source.path is None:
                 yield f"{key}.path: required when kind=dataset: builder, hub id or folder"
+            yield from _source_rules(key, source)
             yield from _language_rules(f"{key}.languages", source.languages)
             if source.language is not None:
                 yield from _language_rules(f"{key}.language", [source.language])
+
+
+# What each kind of source reads besides `kind`; anything else would be ignored in silence.
+_SHIPPED = {"weight", "languages", "num_rows"}
+READ_BY: dict[SourceKind, set[str]] = {
+    SourceKind.emoji_scenes: {*_SHIPPED, "held_out"},
+    SourceKind.concept_names: _SHIPPED,
+    SourceKind.number_words: {*_SHIPPED, "held_out", "max_number"},
+    SourceKind.udhr: {*_SHIPPED, "held_out"},
+    SourceKind.dataset: {item.name for item in fields(SourceConfig)}
+    - {"languages", "held_out", "max_number"},
+}
+
+
+def _source_rules(key: str, source: SourceConfig) -> Iterator[str]:
+    default = SourceConfig()
+    for item in fields(source):
+        given = getattr(source, item.name) != getattr(default, item.name)
+        if item.name != "kind" and given and item.name not in READ_BY[source.kind]:
+            yield f"{key}.{item.name}: is not read by kind={source.kind.value}"
 
 
 def _language_rules(key: str, codes: list[str]) -> Iterator[str]:

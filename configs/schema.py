@@ -27,7 +27,7 @@ class ModelKind(Enum):
 
 
 class Dtype(Enum):
-    """Number format of the weights in memory."""
+    """Number format of the weights in memory and export; what trains is float32 in memory."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -133,9 +133,7 @@ class SourceConfig:
     """One source of rows. Fields ending in `_field` name columns of a `dataset` source."""
 
     kind: SourceKind = MISSING
-    weight: float = (
-        1.0  # times each row is seen an epoch; 0.5 takes a seeded half, 2 takes it twice
-    )
+    weight: float = 1.0  # times each row is seen an epoch; 0.5: about half, drawn anew each epoch
     languages: list[str] = field(default_factory=list)  # empty: data.languages
     num_rows: int | None = None  # rows to make (shipped kinds) or to take at most (dataset)
     held_out: bool = False  # shipped kinds: the part that training never sees
@@ -230,13 +228,21 @@ class OptimConfig:
 
 
 @dataclass
-class EngineConfig:
+class ThreadsConfig:
+    """What a command that runs in one process may use."""
+
+    num_threads: int | None = None  # CPU threads a process; null: torch's choice
+
+
+@dataclass
+class EngineConfig(ThreadsConfig):
     """Processes, threads, memory."""
 
     kind: EngineKind = EngineKind.ddp
-    num_threads: int | None = None  # CPU threads a process; null: torch's choice
     gradient_checkpointing: bool = False  # recompute activations in backward
-    bf16: bool = False  # run forward and backward in bfloat16 autocast over float32 weights
+    bf16: bool = (
+        False  # compute in bfloat16 (autocast) over float32 weights; so too if dtype is half
+    )
 
 
 @dataclass
@@ -248,15 +254,21 @@ class CheckpointConfig:
 
 
 @dataclass
-class EvaluationConfig:
-    """What is measured on data.held_out."""
+class MeasureConfig:
+    """How much is measured on data.held_out."""
 
-    eval_steps: int | None = None  # steps between measurements; null: only at start and end
-    eval_on_start: bool = True
-    max_rows: int = 128  # rows a source and language at most
+    max_rows: int = 128  # rows of a source and language at most
     generate: bool = True  # also answer by greedy search, for exact match and chrF
     max_new_tokens: int = 48
     batch_size: int = 32  # conversations answered at once
+
+
+@dataclass
+class EvaluationConfig(MeasureConfig):
+    """What is measured on data.held_out, and when."""
+
+    eval_steps: int | None = None  # steps between measurements; null: only at start and end
+    eval_on_start: bool = True
 
 
 @dataclass
@@ -313,13 +325,13 @@ class SweepConfig:
     text: str = MISSING
     out: str = MISSING  # folder for the table, the plot, the report
     alphas: list[float] = field(default_factory=lambda: [i / 10 for i in range(11)])
-    max_text_loss_increase: float = 0.2  # nats a token over the text LM that the choice may cost
+    max_text_loss_increase: float = 0.05  # nats a token over the text LM that the choice may cost
     force: bool = False  # sweep although the two do not look related
     seed: int = 0
     dry_run: bool = False  # check everything, print the plan, measure nothing
-    data: DataConfig = field(default_factory=DataConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    data: DataConfig = field(default_factory=DataConfig)  # `held_out` of it is read
+    engine: ThreadsConfig = field(default_factory=ThreadsConfig)
+    evaluation: MeasureConfig = field(default_factory=MeasureConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
 
@@ -331,10 +343,10 @@ class EvaluateConfig:
     out: str = MISSING  # folder for evaluation.json, report.md and pictures
     seed: int = 0
     dry_run: bool = False  # check everything, print the plan, measure nothing
-    num_examples: int = 6  # held-out pictures to show with every model's caption
-    data: DataConfig = field(default_factory=DataConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    num_examples: int = 6  # held-out pictures, and as many text questions, to show with answers
+    data: DataConfig = field(default_factory=DataConfig)  # `held_out` of it is read
+    engine: ThreadsConfig = field(default_factory=ThreadsConfig)
+    evaluation: MeasureConfig = field(default_factory=MeasureConfig)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 from configs.errors import DataError
 from configs.schema import InspectConfig
@@ -22,7 +23,9 @@ def inspect(config: InspectConfig) -> None:
     texts = texts_for_tokenizer(rows, config.data.languages)
     renderer = Renderer(build_processing_class(config.model, texts))
     samples = render_rows(rows, renderer, config.data, ledger)
-    plan = build_training_data(samples, config.data, ledger, seed=config.seed).plan
+    # A few rows are enough to look at, however many a step of training takes.
+    data = replace(config.data, packs_per_step=1)
+    plan = build_training_data(samples, data, ledger, seed=config.seed).plan
     check_supervision(samples, renderer)
     out = [
         describe_samples(samples),

@@ -69,9 +69,7 @@ class Ledger:
                 f"data.max_bad_ratio={self.max_bad_ratio}{self._examples()}"
             )
         if self.bad:
-            log.warning(
-                "left out %d of %d rows, see rows.jsonl%s", len(self.bad), total, self._examples()
-            )
+            log.warning("left out %d of %d rows%s", len(self.bad), total, self._examples())
 
     def write(self, path: Path) -> None:
         """Write a line for each source and each row left out, as JSON."""

@@ -1,6 +1,7 @@
 """From the model config to a tokenizer (text LM) or a processor (vision-language model)."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -137,12 +138,20 @@ def _cut_as_called(processor: Any) -> None:
         setattr(processor.image_processor, name, value)
 
 
+def _parent_is_here(path: str) -> bool:
+    parent = Path(path).parent
+    return parent != Path() and parent.is_dir()
+
+
 def load(what: str, auto_class: Any, path: str, **kwargs: Any) -> Any:
     """Return `auto_class.from_pretrained(path)`, with one clear message where that fails.
 
     Raises:
         CheckpointError: the folder or hub id holds no such thing, or cannot be reached.
     """
+    if not Path(path).is_dir() and (path[:1] in ("", ".", "/", "~") or _parent_is_here(path)):
+        # Else transformers asks the hub, five times. ORG of an id ORG/NAME is no folder here.
+        raise CheckpointError(f"no {what} in {path!r}: there is no such folder")
     try:
         return auto_class.from_pretrained(path, **kwargs)
     except (OSError, ValueError) as error:

@@ -90,11 +90,21 @@ def render_rows(
     samples: dict[str, list[Sample]] = {}
     for name, group in rows.items():
         made = (
-            ledger.attempt(name, row.id, lambda row=row: renderer.render(  # type: ignore[misc]
-                row, max_tokens=data.max_tokens, max_tiles=data.max_tiles
-            ))
+            ledger.attempt(name, row.id, lambda row=row: _render(row, renderer, data))  # type: ignore[misc]
             for row in group
-        )  # fmt: skip
+        )
         samples[name] = [sample for sample in made if sample is not None]
     ledger.check()
+    empty = [name for name, group in samples.items() if not group]
+    if empty:
+        raise DataError(f"no usable row in the source {', '.join(empty)}; mend it or leave it out")
     return samples
+
+
+def _render(row: Row, renderer: Renderer, data: DataConfig) -> Sample:
+    """Render one row. Where rows may be skipped its pictures are decoded once, here, so that a
+    broken one is left out before the packs are planned and not in the middle of the run."""
+    if data.on_bad_row is BadRow.skip:
+        for image in row.images:
+            image.load()
+    return renderer.render(row, max_tokens=data.max_tokens, max_tiles=data.max_tiles)

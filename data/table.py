@@ -82,6 +82,8 @@ def _load(name: str, config: SourceConfig) -> Any:
             config.path, config.name, split=config.split, data_files=config.data_files or None
         )
     except Exception as error:  # datasets raises a dozen kinds for what a user can cause
+        if isinstance(error, StopIteration):
+            error = FileNotFoundError("no file matches")
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise DataError(
             f"data.sources.{name}: cannot read path={config.path!r}, "

@@ -8,6 +8,7 @@ again, so an interrupted demo goes on where it stopped.
 """
 
 import argparse
+import json
 import shlex
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def main() -> None:
     steps = plan_steps(options.out)
     started = time.perf_counter()
     for number, step in enumerate(steps, start=1):
-        run_step(step, options.overrides, number, len(steps))
+        run_step(step, options.overrides, number, len(steps), options.out)
     report = write_report(options.out, [_command(step, options.overrides) for step in steps])
     minutes = (time.perf_counter() - started) / 60
     sys.stdout.write(f"\n{report}\n\ndone in {minutes:.1f} minutes: {options.out}/report.md\n")
@@ -92,20 +93,41 @@ def plan_steps(out: Path) -> list[Step]:
     ]  # fmt: skip
 
 
-def run_step(step: Step, overrides: list[str], number: int, num_steps: int) -> None:
-    """Run one step in a process of its own; where it fails, end with its exit code."""
-    if step.result.exists():
-        sys.stdout.write(f"\n[{number}/{num_steps}] {step.title}: done before ({step.result})\n")
-        return
+def run_step(step: Step, overrides: list[str], number: int, num_steps: int, out: Path) -> None:
+    """Run one step in a process of its own; where it fails, end with its exit code.
+
+    A step is done when its result is there and the same command made it.
+    """
     command = _command(step, overrides)
-    sys.stdout.write(f"\n[{number}/{num_steps}] {step.title}\n$ {shlex.join(command)}\n")
+    log = out / "commands.json"
+    done = json.loads(log.read_text(encoding="utf-8")) if log.is_file() else []
+    typed = shlex.join(command)
+    if step.result.exists():
+        if done[number - 1 : number] == [typed]:
+            sys.stdout.write(f"\n[{number}/{num_steps}] {step.title}: done before\n")
+            return
+        sys.stderr.write(
+            f"\nerror: {step.result} was made by another command than\n  {typed}\n"
+            f"  give --out a new folder, or remove {out}\n"
+        )
+        sys.exit(2)
+    sys.stdout.write(f"\n[{number}/{num_steps}] {step.title}\n$ {typed}\n")
     sys.stdout.flush()
-    try:
-        code = subprocess.run([sys.executable, "-m", "launch.cli", *command[1:]]).returncode
-    except KeyboardInterrupt:
-        sys.exit(130)  # the command has said so itself
+    code = _run([sys.executable, "-m", "launch.cli", *command[1:]])
     if code:
         sys.exit(code)
+    # What came after an earlier version of this step is no longer of this demo.
+    log.write_text(json.dumps([*done[: number - 1], typed], indent=1) + "\n", encoding="utf-8")
+
+
+def _run(command: list[str]) -> int:
+    """Run a command; on Ctrl-C, which reaches it too, wait for it to end in its own way."""
+    process = subprocess.Popen(command)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
 
 
 def _train(title: str, stage: str, out: Path, *overrides: str) -> Step:

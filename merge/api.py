@@ -20,6 +20,7 @@ from merge.report import (
     describe_parts,
     describe_tensors,
     find_versions,
+    write_card,
     write_report,
 )
 from merge.staging import copy_companions, copy_index, staged_folder
@@ -61,6 +62,7 @@ def merge_checkpoints(
         seconds = round(time.perf_counter() - started, 3)
         report |= {"relatives": plan.relatives, "seconds": seconds}
         write_report(staged, report)
+        write_card(staged, vlm, text, alpha)
     return report
 
 

@@ -122,3 +122,22 @@ def _fingerprint(file: Path, header: bytes, num_bytes: int) -> str:
             stream.seek(len(header) + (last - len(header)) * block // (SAMPLE_BLOCKS - 1))
             digest.update(stream.read(SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def write_card(folder: Path, vlm: Path, text: Path, alpha: float) -> None:
+    """Writes the README.md of a merged model: what it is made of, not what its inputs could do."""
+    card = f"""---
+library_name: transformers
+pipeline_tag: image-text-to-text
+tags: [visiongraft, merge]
+---
+# {vlm.name} merged with {text.name} at alpha {alpha:g}
+
+Decoder: `text + {alpha:g} * (vlm - text)`, tensor by tensor, in float32, rounded once. Vision tower
+and projector are the VLM's. Every tensor is accounted for in `{REPORT_FILE}`.
+
+```
+visiongraft merge vlm={vlm.name} text={text.name} alpha={alpha:g}
+```
+"""
+    (folder / "README.md").write_text(card, encoding="utf-8")

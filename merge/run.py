@@ -6,7 +6,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from configs.schema import MergeConfig
-from merge.api import merge_checkpoints, plan_merge
+from merge.api import check_arguments, merge_checkpoints, plan_merge
 
 log = logging.getLogger(__name__)
 
@@ -15,6 +15,7 @@ def merge(config: MergeConfig) -> None:
     """Write the merged checkpoint, showing progress."""
     vlm, text, out = Path(config.vlm), Path(config.text), Path(config.out)
     if config.dry_run:
+        check_arguments(vlm.resolve(), text.resolve(), out.resolve(), config.alpha)
         table = plan_merge(vlm, text, force=config.force).table
         for kind in sorted({plan.tensor_class for plan in table}):
             chosen = [plan for plan in table if plan.tensor_class is kind]

@@ -15,8 +15,10 @@ from data.processor import load_processor
 from data.render import Renderer
 from merge.api import plan_merge
 from merge.choose import Choice, Point, choose_alpha, make_point
+from merge.chunks import TORCH_DTYPES
 from merge.in_place import AlphaDial
 from merge.sweep_report import write_csv, write_markdown, write_plot
+from merge.tensor_table import TensorPlan
 from train.build_model import load_vlm
 from train.evaluation import HeldOut, as_json, flat_metrics
 from train.held_out import prepare_held_out
@@ -42,7 +44,7 @@ def sweep(config: SweepConfig) -> None:
     if config.dry_run:
         log.info("would measure %s on %s", config.alphas, ", ".join(held_out.groups))
         return
-    model: Any = load_vlm(config.vlm, dtype="auto")
+    model: Any = load_vlm(config.vlm, dtype=_stored_dtype(table))
     model.to(device())
     add_token_losses(model)
     check_against_text_class(model)
@@ -61,13 +63,20 @@ def sweep(config: SweepConfig) -> None:
         tracker.log({"sweep/chosen_alpha": choice.alpha}, len(points))
         tracker.log_table("sweep/points", list(asdict(points[0])),
                           [list(asdict(p).values()) for p in points], len(points))  # fmt: skip
-    finally:
-        tracker.finish()
+    except BaseException:
+        tracker.finish(failed=True)
+        raise
+    tracker.finish()
 
 
 def device() -> torch.device:
     """Return the first GPU, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _stored_dtype(table: list[TensorPlan]) -> torch.dtype:
+    """Return the dtype of the VLM's decoder on disk, whatever its config says."""
+    return next(TORCH_DTYPES[plan.vlm.dtype] for plan in table if plan.text is not None)
 
 
 def _caption_groups(held_out: HeldOut) -> list[str]:

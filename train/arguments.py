@@ -8,7 +8,7 @@ import torch
 from trl import SFTConfig
 
 from configs.errors import ConfigError
-from configs.schema import EngineKind, TrainConfig
+from configs.schema import Dtype, EngineKind, TrainConfig
 
 PAPER_WARMUP = 200  # steps; arXiv 2505.08751
 
@@ -23,11 +23,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> SFTConfig:
-    """Return the arguments of a run. They set up the process group where there are several.
+def check_ranks(config: TrainConfig) -> None:
+    """Refuse what this number of processes cannot do, before anything is read or written.
 
     Raises:
-        ConfigError: the global batch cannot be shared out over the ranks.
+        ConfigError: the global batch cannot be shared out, or DeepSpeed without torchrun.
     """
     packs, ranks = config.data.packs_per_step, num_ranks()
     if packs % ranks:
@@ -35,9 +35,19 @@ def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> S
             f"data.packs_per_step={packs} cannot be shared by {ranks} processes; "
             f"give a multiple of {ranks}"
         )
+    if config.engine.kind is not EngineKind.ddp and "RANK" not in os.environ:
+        raise ConfigError(
+            f"engine={config.engine.kind.value} needs torchrun, also for one process: "
+            "torchrun --nproc_per_node 1 train/main.py ..."
+        )
+
+
+def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> SFTConfig:
+    """Return the arguments of a run. They set up the process group where there are several."""
+    packs, ranks = config.data.packs_per_step, num_ranks()
     optim, peak = config.optim, max_learning_rate(config)
     on_cpu = not torch.cuda.is_available()
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(checkpoints),
         max_steps=num_steps,
         per_device_train_batch_size=1,
@@ -51,7 +61,8 @@ def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> S
         weight_decay=optim.weight_decay,
         max_grad_norm=optim.max_grad_norm,
         optim="adamw_torch_fused",
-        bf16=config.engine.bf16,
+        # What trains is held in float32 (train/what_trains.py), beside half precision or not.
+        bf16=config.engine.bf16 or config.model.dtype is not Dtype.float32,
         gradient_checkpointing=config.engine.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         use_cpu=on_cpu,
@@ -73,6 +84,9 @@ def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> S
         seed=config.seed,
         data_seed=config.seed,
     )
+    # More GPUs are for torchrun: nn.DataParallel would cut packs in pieces.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def warmup_steps(wanted: int | None, num_steps: int) -> int:

@@ -82,7 +82,8 @@ class RunCallback(TrainerCallback):
     def evaluate(self, model: Any, *, step: int) -> Results:
         """Measure the held-out rows; every rank does the same, which every engine can do."""
         start = time.perf_counter()
-        results = self.held_out.measure(model, generate=self.generate)
+        with self.trainer.accelerator.autocast():  # also around generation, as in training
+            results = self.held_out.measure(model, generate=self.generate)
         metrics = {f"eval/{name}": value for name, value in flat_metrics(results).items()}
         metrics["perf/evaluation_seconds"] = time.perf_counter() - start
         self.tracker.log(metrics, step)

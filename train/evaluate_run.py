@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from configs.errors import CheckpointError, ConfigError
+from configs.errors import ConfigError
 from configs.schema import EvaluateConfig
 from data.processor import load, load_processor
 from data.render import Renderer
@@ -72,33 +72,32 @@ def _examples(
     results: dict[str, Results], held_out: HeldOut, out: Path, num_examples: int
 ) -> list[Example]:
     """Save pictures spread over the held-out rows, with what every model says of them."""
-    rows: list[tuple[str, Row]] = [
-        (name, sample.row)
-        for name, samples in held_out.groups.items()
-        for sample in samples
-        if sample.row.images
-    ]
-    step = max(1, len(rows) // max(1, num_examples))
-    # An odd step meets every language in turn, also where they come in turn.
-    chosen = rows[:: step | 1][:num_examples]
     (out / "pictures").mkdir(exist_ok=True)
-    return [
-        _example(results, name, row, out, number) for number, (name, row) in enumerate(chosen, 1)
-    ]
+    chosen = []
+    for with_picture in (True, False):
+        rows = [
+            (name, sample.row)
+            for name, samples in held_out.groups.items()
+            for sample in samples
+            if bool(sample.row.images) is with_picture and len(sample.row.turns) > 1
+        ]
+        step = max(1, len(rows) // max(1, num_examples))
+        # An odd step meets every language in turn, also where they come in turn.
+        chosen += rows[:: step | 1][:num_examples]
+    return [_example(results, name, row, out, at) for at, (name, row) in enumerate(chosen, 1)]
 
 
 def _example(results: dict[str, Results], group: str, row: Row, out: Path, number: int) -> Example:
     picture = out / "pictures" / f"{number}.png"  # ids may hold what file names may not
-    row.images[0].load().resize((128, 128)).save(picture)
+    if row.images:
+        row.images[0].load().resize((128, 128)).save(picture)
     answers = {
         name: next((a.answer for a in result[group].answers if a.row_id == str(row)), "")
         for name, result in results.items()
         if group in result
     }
-    if not answers:
-        raise CheckpointError("no model answered the pictures; is evaluation.generate=false?")
     return Example(
-        picture=str(picture.relative_to(out)),
+        picture=str(picture.relative_to(out)) if row.images else None,
         language=row.language,
         question=row.turns[-2].text,
         reference=row.turns[-1].text,

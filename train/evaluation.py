@@ -123,18 +123,32 @@ class HeldOut:
         nll = self.losses(model, samples, [self._pixels.get(id(s)) for s in samples])
         result.nll = _by_language(samples, nll)
         if all(sample.row.images for sample in samples):
-            shuffled = [self._pixels[id(samples[i])] for i in _other_pictures(samples)]
-            wrong = self.losses(model, samples, shuffled)
-            result.picture_gap = {
-                code: value - result.nll[code]
-                for code, value in _by_language(samples, wrong).items()
-            }
+            result.picture_gap = self._picture_gap(model, samples, nll)
         # A paragraph without a question is for losses alone.
         asked = [sample for sample in samples if len(sample.row.turns) > 1]
         if generate and asked:
             result.answers = self.answers(model, asked)
             result.exact_match, result.chrf = _scores(result.answers)
         return result
+
+    def _picture_gap(
+        self, model: Any, samples: Sequence[Sample], right: Sequence[torch.Tensor]
+    ) -> dict[str, float]:
+        """Return by language the nats a token that another row's picture costs.
+
+        A row for which no other picture of as many tiles and with another answer is held out has
+        no gap and is left out of the mean.
+        """
+        pixels = [self._pixels[id(sample)] for sample in samples]
+        others = _other_pictures(samples, pixels)
+        compared = [i for i, other in enumerate(others) if other is not None]
+        chosen = [samples[i] for i in compared]
+        shown = [pixels[other] for other in others if other is not None]
+        if not chosen:
+            return {}
+        wrong = _by_language(chosen, self.losses(model, chosen, shown))
+        base = _by_language(chosen, [right[i] for i in compared])
+        return {code: value - base[code] for code, value in wrong.items()}
 
     def losses(
         self, model: Any, samples: Sequence[Sample], pixels: Sequence[torch.Tensor | None]
@@ -228,22 +242,22 @@ def _without_images(sample: Sample) -> Sample:
     return Sample(bare, sample.input_ids, sample.supervised, sample.num_tiles)
 
 
-def _other_pictures(samples: Sequence[Sample]) -> list[int]:
-    """Return for each sample another one whose pictures have as many tiles and another answer.
+def _other_pictures(samples: Sequence[Sample], pixels: Sequence[torch.Tensor]) -> list[int | None]:
+    """Return for each sample the next one with another picture, of as many tiles, and another
+    answer. One picture captioned in several languages is one picture."""
+    total = len(samples)
 
-    Where there is none, its own: the gap of such a sample counts as 0.
-    """
-    found = []
-    for index, sample in enumerate(samples):
-        answer = sample.row.turns[-1].text
-        others = (
-            (index + step) % len(samples)
-            for step in range(1, len(samples))
-            if samples[(index + step) % len(samples)].num_tiles == sample.num_tiles
-            and samples[(index + step) % len(samples)].row.turns[-1].text != answer
+    def fits(index: int, other: int) -> bool:
+        return (
+            samples[other].num_tiles == samples[index].num_tiles
+            and samples[other].row.turns[-1].text != samples[index].row.turns[-1].text
+            and not torch.equal(pixels[other], pixels[index])
         )
-        found.append(next(others, index))
-    return found
+
+    return [
+        next((j % total for j in range(i + 1, i + total) if fits(i, j % total)), None)
+        for i in range(total)
+    ]
 
 
 def _by_language(samples: Sequence[Sample], losses: Sequence[torch.Tensor]) -> dict[str, float]:

@@ -17,11 +17,20 @@ log = logging.getLogger(__name__)
 STAGING = ".export-writing"
 
 
-def export_model(model: Any, processing_class: Any, out: Path, *, card: str) -> Path:
+def export_model(
+    model: Any, processing_class: Any, out: Path, *, dtype: torch.dtype, card: str
+) -> Path:
     """Write weights, config, processor, tokenizer, chat template and a model card to `out`.
 
     An adapter is folded into the weights in float32 and kept beside them in `adapter/`. The folder
     is written under another name and renamed, so that `out` is whole or not there.
+
+    Args:
+        model: trained; its weights may be of several dtypes.
+        processing_class: tokenizer or processor.
+        out: folder to write; one that is there is replaced.
+        dtype: of all weights that are written.
+        card: text of the README.md.
 
     Returns:
         `out`.
@@ -31,7 +40,7 @@ def export_model(model: Any, processing_class: Any, out: Path, *, card: str) -> 
     if isinstance(model, PeftModel):
         model.save_pretrained(str(staging / "adapter"))
         model = fold_adapter(model)
-    model.save_pretrained(staging)
+    model.to(dtype).save_pretrained(staging)
     processing_class.save_pretrained(staging)
     (staging / "README.md").write_text(card, encoding="utf-8")
     follow_umask(staging)
@@ -64,10 +73,7 @@ def gather_weights(model: Any) -> None:
 
 def fold_adapter(model: PeftModel) -> PreTrainedModel:
     """Return the base model with the adapter folded in, computed in float32."""
-    base = model.get_base_model()
-    dtype = base.dtype
-    merged = model.to(torch.float32).merge_and_unload(safe_merge=True)
-    return merged.to(dtype)
+    return model.to(torch.float32).merge_and_unload(safe_merge=True)
 
 
 def follow_umask(folder: Path) -> None:

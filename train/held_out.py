@@ -2,7 +2,7 @@
 
 import logging
 
-from configs.schema import DataConfig, EvaluationConfig
+from configs.schema import DataConfig, MeasureConfig
 from data.render import Renderer
 from data.rows import Row
 from data.sources import new_ledger, read_rows, render_rows
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 def prepare_held_out(
     data: DataConfig,
-    evaluation: EvaluationConfig,
+    evaluation: MeasureConfig,
     renderer: Renderer,
     *,
     seed: int,

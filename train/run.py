@@ -4,12 +4,14 @@ import logging
 import time
 from typing import Any
 
-from configs.schema import TrainConfig
+import torch
+
+from configs.schema import EngineKind, TrainConfig
 from data.build import TrainingData, build_training_data, describe_samples
 from data.processor import build_processing_class, texts_for_tokenizer
 from data.render import Renderer, Sample
 from data.sources import new_ledger, read_rows, render_rows
-from train.arguments import build_arguments, num_ranks, rank
+from train.arguments import build_arguments, check_ranks, num_ranks, rank
 from train.build import build_model
 from train.callbacks import RunCallback
 from train.card import model_card
@@ -21,7 +23,7 @@ from train.process import set_up_process
 from train.run_folder import RunFolder, to_plain
 from train.tracking import Tracker, start_tracker, truncate_metrics
 from train.trainer import GraftTrainer, newest_checkpoint, step_of
-from train.what_trains import PartRow, format_table, set_what_trains
+from train.what_trains import PartRow, format_table, hold_in_float32, set_what_trains
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 def train(config: TrainConfig) -> None:
     """Train the stage that `config` describes, or go on with it, and export the result."""
     set_up_process(config.engine.num_threads, config.seed)
+    check_ranks(config)
     folder = RunFolder(config.output_dir)
     if rank() == 0:  # the others would meet the files that it is about to write
         folder.check(config)
@@ -70,7 +73,10 @@ def prepare_model(config: TrainConfig, processing_class: Any) -> tuple[Any, list
     model = build_model(config.model, processing_class)
     add_token_losses(model)
     check_against_text_class(model)
-    return set_what_trains(model, config.stage.parts, config.adapter)
+    model, table = set_what_trains(model, config.stage.parts, config.adapter)
+    if config.engine.kind is EngineKind.ddp:  # DeepSpeed keeps float32 copies of its own
+        hold_in_float32(model, config.stage.parts)
+    return model, table
 
 
 def log_plan(
@@ -147,7 +153,13 @@ def run_stage(
         gather_weights(trainer.model)
         if trainer.is_world_process_zero():
             card = model_card(config, table, results)
-            export_model(trainer.model, processing_class, folder.export, card=card)
+            export_model(
+                trainer.model,
+                processing_class,
+                folder.export,
+                dtype=getattr(torch, config.model.dtype.value),
+                card=card,
+            )
             folder.close(steps=num_steps, seconds=round(seconds, 1))
         finished = True
     finally:

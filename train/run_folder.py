@@ -24,7 +24,8 @@ FREE = (
     "tracker",
     "checkpoint",
     "evaluation",
-    "engine",
+    "engine.num_threads",
+    "engine.gradient_checkpointing",
     "data.num_workers",
 )
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "wandb")

@@ -1,4 +1,4 @@
-"""Several models in one Markdown table, and pictures with what each says of them."""
+"""Several models in one Markdown table, and held-out questions with what each answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ ABSENT = "–"
 
 @dataclass(frozen=True)
 class Example:
-    """A held-out picture and what each model says of it."""
+    """A held-out question, with its picture or without, and what each model answers."""
 
-    picture: str  # path relative to the report
+    picture: str | None  # path relative to the report; None for a text question
     language: str
     question: str
     reference: str
@@ -58,10 +58,14 @@ def format_examples(examples: Sequence[Example], names: Sequence[str]) -> str:
     for example in examples:
         cells = [_answer(example.answers.get(name), example.reference) for name in names]
         lines.append(
-            f"| ![]({example.picture}) | {_clean(example.question)} ({example.language}) | "
+            f"| {_shown(example.picture)} | {_clean(example.question)} ({example.language}) | "
             f"{_clean(example.reference)} | " + " | ".join(cells) + " |"
         )
     return "\n".join(lines)
+
+
+def _shown(picture: str | None) -> str:
+    return f"![]({picture})" if picture else ABSENT
 
 
 def _answer(text: str | None, reference: str) -> str:

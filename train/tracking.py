@@ -8,11 +8,15 @@ import shutil
 import uuid
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
+from configs.errors import ConfigError
 from configs.schema import TrackerConfig, WandbMode
 
 log = logging.getLogger(__name__)
-WANDB_HOST = "api.wandb.ai"
+# Where `wandb login` writes its key: the default of wandb 0.31, and the one before.
+WANDB_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
+WANDB_INIT_SECONDS = 20
 ID_FILE = "wandb_id.txt"
 MODES: tuple[Literal["online", "offline", "disabled"], ...] = ("online", "offline", "disabled")
 
@@ -71,14 +75,43 @@ def start_tracker(
     if not first_process:
         return Tracker(None)
     path = run_dir / "metrics.jsonl"
-    if not config.wandb:
+    mode = resolve_mode(config.mode)
+    if not config.wandb or mode == "disabled":
         return Tracker(path)
+    try:
+        run = _init_wandb(config, run_dir, job_type, run_config, mode)
+    except Exception as error:  # wandb.errors.Error and what its service raises
+        if config.mode is not WandbMode.auto or mode != "online":
+            raise ConfigError(
+                f"tracker.mode={config.mode.value}: W&B does not start: {error}; "
+                "tracker.mode=offline needs no network"
+            ) from error
+        log.warning("wandb: no connection (%s); going on offline", error)
+        mode = "offline"
+        run = _init_wandb(config, run_dir, job_type, run_config, mode)
+    where = run.url if mode == "online" else f"offline; later: wandb sync {run_dir}/wandb/offline-*"
+    log.info("wandb: %s", where)
+    return Tracker(path, run)
+
+
+def _init_wandb(
+    config: TrackerConfig,
+    run_dir: Path,
+    job_type: str,
+    run_config: dict[str, Any],
+    mode: Literal["online", "offline", "disabled"],
+) -> Any:
     import wandb
 
-    mode = resolve_mode(config.mode)
     # Nothing asks, nothing waits, and the terminal belongs to the progress bar.
-    settings = wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True)
-    run = wandb.init(
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        disable_git=True,
+        disable_code=True,
+        init_timeout=WANDB_INIT_SECONDS,
+    )
+    return wandb.init(
         project=config.project,
         entity=config.entity,
         group=config.group,
@@ -91,9 +124,6 @@ def start_tracker(
         config=run_config,
         settings=settings,
     )
-    where = run.url if mode == "online" else f"offline; later: wandb sync {run_dir}/wandb/offline-*"
-    log.info("wandb: %s", where)
-    return Tracker(path, run)
 
 
 def resolve_mode(mode: WandbMode) -> Literal["online", "offline", "disabled"]:
@@ -132,10 +162,11 @@ def _step_of(line: str) -> float:
 def _netrc_has_key() -> bool:
     path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
     try:
-        entry = netrc.netrc(str(path)).authenticators(WANDB_HOST)
+        hosts = netrc.netrc(str(path)).hosts
     except (OSError, netrc.NetrcParseError):
         return False
-    return entry is not None and bool(entry[2])
+    known = {*WANDB_HOSTS, urlsplit(os.environ.get("WANDB_BASE_URL", "")).hostname}
+    return any(host in known and bool(entry[2]) for host, entry in hosts.items())
 
 
 def _run_id(run_dir: Path) -> str:

@@ -17,6 +17,7 @@ from transformers import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
+from configs.errors import DataError
 from data.batches import PackedBatches, take_first
 from data.build import TrainingData
 from train.build_model import load_weights
@@ -120,7 +121,11 @@ class GraftTrainer(SFTTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Fetch the next micro-batches and count how long that took."""
         start = time.perf_counter()
-        fetched = super().get_batch_samples(epoch_iterator, num_batches, device)
+        try:
+            fetched = super().get_batch_samples(epoch_iterator, num_batches, device)
+        except DataError as error:
+            # A worker's error comes with its whole stack; the last paragraph is the message.
+            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
         self.data_wait_seconds += time.perf_counter() - start
         return fetched
 

@@ -69,6 +69,19 @@ def set_what_trains(
     return model, _table(model, parts, modes)
 
 
+def hold_in_float32(model: Any, parts: PartsConfig) -> None:
+    """Hold adapters and parts that train in float32; the trainer computes in bfloat16.
+
+    A bfloat16 weight of 0.02 has its neighbours 1.2e-4 apart, and a step of 1e-5 is lost: of a
+    decoder tuned so, 2.7 % of the weights had changed after 20 steps (measured).
+    """
+    for name, parameter in model.named_parameters():
+        # The whole part: norms on the CPU take weights and states of one dtype.
+        in_full = getattr(parts, part_of(model, name)).mode is PartMode.full
+        if parameter.requires_grad or (in_full and "original_module" not in name):
+            parameter.data = parameter.data.float()
+
+
 def part_of(model: Any, parameter_name: str) -> Part:
     """Return the part of a parameter of a live model, also under PEFT."""
     plain = PEFT_WRAPPERS.sub("", parameter_name.removeprefix(PEFT_PREFIX))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from command_line import MODULES, ROOT, run, run_and_list
 
-from configs.command import CONFIG_DIR, SCHEMAS
+from configs.command import AGAIN, CONFIG_DIR, SCHEMAS
 
 # Wall time on an idle machine is about that; CPU time does not depend on who else is busy.
 MOST_SECONDS = 2.0
@@ -216,4 +216,4 @@ def test_ctrl_c_in_a_training_run(tmp_path: Path) -> None:
     assert process.returncode == 130, error
     assert "Traceback" not in out + error
     told = [line for line in error.splitlines() if line.startswith("interrupted;")]
-    assert told == ["interrupted; the same command goes on from the last checkpoint"]
+    assert told == [f"interrupted{AGAIN['train']}"]

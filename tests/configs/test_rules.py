@@ -48,7 +48,8 @@ BROKEN = {
     "model.path=x": "model.path: is only read when model.kind=vlm",
     "model.kind=text_lm": "stage.parts.vision_tower.mode: a text LM has no vision_tower",
 }
-LINES_BESIDE = 2  # the language named twice; the text LM's projector
+# The language named twice, the text LM's projector, two keys that their kind does not read.
+LINES_BESIDE = 4
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,33 @@ def test_a_broken_rule_is_told(told: str, override: str) -> None:
 def test_nothing_else_is_told(told: str) -> None:
     assert "data.languages: ['en', 'xx', 'en'] names a language twice" in told
     assert len(told.splitlines()) == len(BROKEN) + LINES_BESIDE
+
+
+def test_keys_that_a_kind_does_not_read(told: str) -> None:
+    """An option that does nothing is an error, as a key that does not exist."""
+    assert "scenes.languages: is not read by kind=dataset" in told
+    assert "scenes.max_number: is not read by kind=emoji_scenes" in told
+    names = "+data.held_out.n={kind:concept_names,num_rows:2,held_out:true}"
+    assert refused("train", names).endswith("n.held_out: is not read by kind=concept_names")
+
+
+def test_an_adapter_for_nobody() -> None:
+    assert refused("train", "adapter.r=8").startswith(
+        "adapter: is given, but no part has mode lora"
+    )
+    assert load_config("train", ["stage=sft_lora", "adapter.r=8"]).adapter.r == 8
+
+
+def test_a_sweep_needs_the_text_lm() -> None:
+    assert "alphas: 0 is not among them" in refused("sweep", *MERGE[:3], "alphas=[0.3,1]")
+    assert "max_text_loss_increase: is -1.0, but it is at least 0" in refused(
+        "sweep", *MERGE, "max_text_loss_increase=-1"
+    )
+
+
+def test_heads_that_do_not_divide() -> None:
+    told = refused("train", "model.decoder.num_attention_heads=5")
+    assert "model.decoder.num_attention_heads: 5 does not divide hidden_size=192" in told
 
 
 def test_no_languages() -> None:
@@ -89,7 +117,7 @@ def test_alpha_is_a_share(alpha: str) -> None:
 
 
 def test_every_alpha_of_a_sweep_is_a_share() -> None:
-    message = refused("sweep", *MERGE, "alphas=[0.5,-0.1,nan,1.01]")
+    message = refused("sweep", *MERGE, "alphas=[0,-0.1,nan,1.01]")
     assert [line.split(", but")[0].strip() for line in message.splitlines()] == [
         "alphas: is -0.1", "alphas: is nan", "alphas: is 1.01",
     ]  # fmt: skip

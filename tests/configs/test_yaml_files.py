@@ -18,6 +18,7 @@ GROUP_FILES = [path for path in FILES if len(path.parts) > 1]
 # What else must be said for a choice to make sense.
 TOGETHER = {"model/pico_text": ["stage=text"], "model/text_lm": ["stage=text"]}
 TOGETHER["stage/text"] = ["model=pico_text"]
+TOGETHER["adapter/lora_r256"] = ["stage=sft_lora"]
 
 
 def groups_of(command: str) -> list[str]:

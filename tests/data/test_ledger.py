@@ -90,7 +90,7 @@ def test_nothing_usable_is_an_error_whatever_the_limit() -> None:
 
 def test_what_was_left_out_is_told(caplog: pytest.LogCaptureFixture) -> None:
     filled(9, 1).check()
-    assert "left out 1 of 10 rows, see rows.jsonl\n  bad/0: has an empty answer" in caplog.text
+    assert "left out 1 of 10 rows\n  bad/0: has an empty answer" in caplog.text
 
 
 def test_the_file_counts_sources_and_names_bad_rows(tmp_path: Path) -> None:

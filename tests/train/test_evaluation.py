@@ -173,7 +173,7 @@ def test_batched_answers_are_greedy_answers_one_at_a_time(early, pipeline, model
     wanted = [told(sample) for sample in samples]
     assert len({len(tokens) for tokens in wanted}) > 1 or not early
     answers = held_out.answers(model.eval(), samples)
-    assert len({answer.answer for answer in answers}) > 2
+    assert len({answer.answer for answer in answers}) > 1
     decode = held_out.renderer.tokenizer.decode
     for sample, answer, tokens in zip(samples, answers, wanted, strict=True):
         assert answer.answer == decode(tokens, skip_special_tokens=True)

@@ -60,19 +60,24 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(scope="module")
-def folders(pipeline, tmp_path_factory) -> dict[str, Path]:
-    """An unbroken run of each kind, and runs that were killed from outside and while saving."""
-    root = tmp_path_factory.mktemp("resume")
+def unbroken(pipeline, tmp_path_factory) -> dict[str, Path]:
+    """A run of each kind that nothing has disturbed."""
+    root = tmp_path_factory.mktemp("unbroken")
     base = vlm(pipeline.align)
-    main = [str(ROOT / "train/main.py")]
-    killed = start(main, [*base, *SFT, f"output_dir={root}/killed"], root)
-    saving = start(["-c", KILL_WHILE_SAVING], [*base, *SFT, f"output_dir={root}/saving"], root)
-    wait_for(root / "killed/checkpoints/checkpoint-2", killed)
-    killed.send_signal(signal.SIGKILL)
-    for process in (killed, saving):
+    return {kind: run(*base, *KINDS[kind], f"output_dir={root}/{kind}") for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def killed(pipeline, tmp_path_factory) -> dict[str, Path]:
+    """Runs ended by SIGKILL: from outside after a checkpoint, and while saving."""
+    root = tmp_path_factory.mktemp("killed")
+    command = [*vlm(pipeline.align), *SFT]
+    after = start([str(ROOT / "train/main.py")], [*command, f"output_dir={root}/after"], root)
+    saving = start(["-c", KILL_WHILE_SAVING], [*command, f"output_dir={root}/saving"], root)
+    wait_for(root / "after/checkpoints/checkpoint-2", after)
+    after.send_signal(signal.SIGKILL)
+    for process in (after, saving):
         assert process.wait() == -signal.SIGKILL
-    for kind, overrides in KINDS.items():
-        run(*base, *overrides, f"output_dir={root}/{kind}")
     return {path.name: path for path in root.iterdir()}
 
 
@@ -89,21 +94,22 @@ def resume(source: Path, target: Path, pipeline: Any, overrides: list[str]) -> P
 
 
 @pytest.mark.slow
-def test_killed_after_a_checkpoint(folders, pipeline, tmp_path):
-    checkpoints = folders["killed"] / "checkpoints"
-    assert (checkpoints / "checkpoint-2").is_dir()
-    assert not (folders["killed"] / "finished.json").exists()
-    assert_same_run(resume(folders["killed"], tmp_path / "run", pipeline, SFT), folders["sft"])
+def test_killed_after_a_checkpoint(killed, unbroken, pipeline, tmp_path):
+    assert (killed["after"] / "checkpoints/checkpoint-2").is_dir()
+    assert not (killed["after"] / "finished.json").exists()
+    resumed = resume(killed["after"], tmp_path / "run", pipeline, SFT)
+    assert_same_run(resumed, unbroken["sft"])
 
 
-def test_killed_while_saving(folders, pipeline, tmp_path):
+@pytest.mark.slow
+def test_killed_while_saving(killed, unbroken, pipeline, tmp_path):
     """What was not renamed is not taken, though it is whole, and is gone at the end."""
-    checkpoints = folders["saving"] / "checkpoints"
+    checkpoints = killed["saving"] / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == [".writing", "checkpoint-2"]
     assert (checkpoints / ".writing/checkpoint-4/trainer_state.json").is_file()
-    assert max(losses(folders["saving"])) == 4  # logged past the checkpoint; logged again below
-    resumed = resume(folders["saving"], tmp_path / "run", pipeline, SFT)
-    assert_same_run(resumed, folders["sft"])
+    assert max(losses(killed["saving"])) == 4  # logged past the checkpoint; logged again below
+    resumed = resume(killed["saving"], tmp_path / "run", pipeline, SFT)
+    assert_same_run(resumed, unbroken["sft"])
     left = sorted(path.name for path in (resumed / "checkpoints").iterdir())
     assert left == ["checkpoint-8", "checkpoint-9"]
 
@@ -121,7 +127,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_interrupted_twice(kind, folders, pipeline, tmp_path, monkeypatch):
+def test_interrupted_twice(kind, unbroken, pipeline, tmp_path, monkeypatch):
     """Before the first checkpoint, and then again across the edges of epochs."""
     overrides = [*vlm(pipeline.align), *KINDS[kind], f"output_dir={tmp_path}/run"]
     for step in (1, 5, 8):
@@ -130,11 +136,11 @@ def test_interrupted_twice(kind, folders, pipeline, tmp_path, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 run(*overrides)
         assert max(losses(tmp_path / "run")) == step
-    assert_same_run(run(*overrides), folders[kind])
+    assert_same_run(run(*overrides), unbroken[kind])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_stopped_while_exporting(kind, folders, pipeline, tmp_path, monkeypatch):
+def test_stopped_while_exporting(kind, unbroken, pipeline, tmp_path, monkeypatch):
     """All steps are done: only measuring and exporting are left, and are not told twice."""
     overrides = [*vlm(pipeline.align), *KINDS[kind], f"output_dir={tmp_path}/run"]
 
@@ -146,17 +152,17 @@ def test_stopped_while_exporting(kind, folders, pipeline, tmp_path, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             run(*overrides)
     assert not (tmp_path / "run/export").exists()
-    assert_same_run(run(*overrides), folders[kind])
+    assert_same_run(run(*overrides), unbroken[kind])
 
 
-def test_a_finished_run_says_so(folders, pipeline, monkeypatch, caplog):
-    overrides = [*FAST, *vlm(pipeline.align), *SFT, f"output_dir={folders['sft']}"]
-    before = {path: path.stat().st_mtime_ns for path in folders["sft"].rglob("*")}
+def test_a_finished_run_says_so(unbroken, pipeline, monkeypatch, caplog):
+    overrides = [*FAST, *vlm(pipeline.align), *SFT, f"output_dir={unbroken['sft']}"]
+    before = {path: path.stat().st_mtime_ns for path in unbroken["sft"].rglob("*")}
     monkeypatch.setattr(sys, "argv", ["train/main.py", *overrides])
     with caplog.at_level(logging.INFO):
         train.main.main()
-    assert f"{folders['sft']} is finished; its model is in {folders['sft']}/export" in caplog.text
-    assert {path: path.stat().st_mtime_ns for path in folders["sft"].rglob("*")} == before
+    assert f"{unbroken['sft']} is finished; its model is in {unbroken['sft']}/export" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in unbroken["sft"].rglob("*")} == before
 
 
 @pytest.mark.parametrize(
@@ -169,17 +175,17 @@ def test_a_finished_run_says_so(folders, pipeline, monkeypatch, caplog):
         ("+data.sources.udhr={kind: udhr}", r"data\.sources\.udhr\.kind: None there, 'udhr' now"),
     ],
 )
-def test_the_folder_of_another_run_is_refused(change, told, folders, pipeline):
-    overrides = [*FAST, *vlm(pipeline.align), *SFT, f"output_dir={folders['sft']}", change]
+def test_the_folder_of_another_run_is_refused(change, told, unbroken, pipeline):
+    overrides = [*FAST, *vlm(pipeline.align), *SFT, f"output_dir={unbroken['sft']}", change]
     with pytest.raises(ConfigError, match=rf"holds another run:(\n.*)*{told}"):
         train_run(load_config("train", overrides))
 
 
-def test_what_does_not_change_learning_may_change(folders, pipeline, caplog):
+def test_what_does_not_change_learning_may_change(unbroken, pipeline, caplog):
     changes = ["tracker.logging_steps=3", "data.num_workers=0", "evaluation.max_rows=2",
                "checkpoint.save_steps=5", "engine.num_threads=1"]  # fmt: skip
     with caplog.at_level(logging.INFO):
-        run(*vlm(pipeline.align), *SFT, f"output_dir={folders['sft']}", *changes)
+        run(*vlm(pipeline.align), *SFT, f"output_dir={unbroken['sft']}", *changes)
     assert "is finished" in caplog.text
 
 

@@ -15,7 +15,13 @@ from configs.errors import ConfigError
 from configs.schema import AdapterConfig, PartConfig, PartMode, PartsConfig
 from train.loss import add_token_losses
 from train.parts import PARTS
-from train.what_trains import format_table, part_of, set_what_trains, trainable_by_part
+from train.what_trains import (
+    format_table,
+    hold_in_float32,
+    part_of,
+    set_what_trains,
+    trainable_by_part,
+)
 
 FROZEN, LORA, FULL = PartMode.frozen, PartMode.lora, PartMode.full
 LINEARS = [
@@ -202,6 +208,17 @@ def test_a_step_changes_just_what_trains(decoder):
     changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
     head = {"lm_head.weight"} if decoder is FULL else set()
     assert changed == trains(model) | head
+
+
+@pytest.mark.parametrize("stage", ["align", "sft", "sft_lora", "scratch"])
+def test_what_trains_is_held_in_float32(stage):
+    model, _ = set_what_trains(make_aya().bfloat16(), preset(stage), AdapterConfig(r=2))
+    hold_in_float32(model, preset(stage))
+    dtypes = {p.requires_grad: set() for p in model.parameters()}
+    for parameter in model.parameters():
+        dtypes[parameter.requires_grad].add(parameter.dtype)
+    rest = torch.float32 if stage == "scratch" else torch.bfloat16  # two norms of the tower
+    assert dtypes == {True: {torch.float32}, False: {rest}}
 
 
 def test_the_table_says_it():
