@@ -79,10 +79,10 @@ def test_companions(tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"
     kept = ["config.json", "chat_template.jinja", "tokenizer.json", "tokenizer.model",
             "preprocessor_config.json", "processor_config.json", "generation_config.json",
-            "README.md"]  # fmt: skip
+            ]  # fmt: skip
     dropped = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin",
                "trainer_state.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
-               ".gitattributes", "merge_report.json", "state.pkl"]  # fmt: skip
+               ".gitattributes", "merge_report.json", "state.pkl", "README.md"]  # fmt: skip
     for name in [*kept, *dropped, "model.safetensors", "model.safetensors.index.json"]:
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text(name)

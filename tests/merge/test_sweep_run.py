@@ -168,8 +168,8 @@ def test_more_alphas_are_added_to_a_sweep(pipeline, folder, tmp_path, monkeypatc
 def test_alphas_that_look_alike_are_two_points(pipeline, tmp_path):
     """One file each: a rounded name would give the second the measurement of the first."""
     out = tmp_path / "out"
-    sweep(configure(pipeline, out, "alphas=[0.33333331,0.33333339]", "evaluation.generate=false"))
-    assert len(list((out / "points").iterdir())) == 2
+    sweep(configure(pipeline, out, "alphas=[0,0.33333331,0.33333339]", "evaluation.generate=false"))
+    assert len(list((out / "points").iterdir())) == 3
 
 
 # ------------------------------------------------------------------------------ what is refused

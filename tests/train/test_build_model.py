@@ -265,7 +265,7 @@ def test_a_weight_of_another_shape_is_refused(pipeline, tmp_path):
 
 
 def test_a_folder_that_is_not_there():
-    with pytest.raises(CheckpointError, match=r"no text LM in '/nowhere': .*\n.*give a folder"):
+    with pytest.raises(CheckpointError, match="no text LM in '/nowhere': there is no such folder"):
         load_text_lm("/nowhere", dtype=torch.float32)
 
 

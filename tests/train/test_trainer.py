@@ -9,9 +9,10 @@ from pico_runs import MIXED, make_trainer, run, vlm, weights
 from torch.nn import functional
 from transformers import TrainerCallback
 
+from configs.command import load_config
 from configs.errors import ConfigError
 from data.batches import load_pixels
-from train.arguments import warmup_steps
+from train.arguments import check_ranks, warmup_steps
 from train.build_model import load_vlm
 from train.trainer import newest_checkpoint, step_of
 
@@ -125,10 +126,19 @@ def test_warmup(wanted, num_steps, steps):
     assert warmup_steps(wanted, num_steps) == steps
 
 
-def test_a_global_batch_that_ranks_cannot_share(pipeline, tmp_path, monkeypatch):
+def test_a_global_batch_that_ranks_cannot_share(monkeypatch):
+    """Told before anything is read or written, so that the same folder can be used again."""
+    config = load_config("train", ["data.packs_per_step=2"])
+    check_ranks(config)
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ConfigError, match=r"packs_per_step=2 cannot be shared by 3 processes; .*3"):
-        make_trainer(*vlm(pipeline.align), *SFT, f"output_dir={tmp_path}")
+        check_ranks(config)
+
+
+def test_deepspeed_without_torchrun(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ConfigError, match="engine=zero2 needs torchrun, also for one process"):
+        check_ranks(load_config("train", ["engine=zero2"]))
 
 
 # ------------------------------------------------------------------------------ checkpoints
