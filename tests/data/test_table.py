@@ -345,3 +345,20 @@ def test_bad_rows_go_to_the_ledger_in_both_stages(tmp_path: Path, renderer: Rend
     read_all = read_rows(data, data.sources, ledger, seed=0)
     with pytest.raises(DataError, match=r"3 of 5 rows are bad \(60\.0%\)"):
         render_rows(read_all, renderer, data, ledger)
+
+
+def test_a_picture_that_breaks_off_is_left_out_before_the_run(
+    tmp_path: Path, renderer: Renderer
+) -> None:
+    """Its header is good, so only decoding finds it; the packs must not be planned with it."""
+    whole = encode(noise(64, 64), "JPEG")
+    for name, content in (("a.jpg", whole), ("b.jpg", whole[: len(whole) // 2])):
+        (tmp_path / name).write_bytes(content)
+    file = jsonl(tmp_path, [{"image": "a.jpg", "caption": "a"}, {"image": "b.jpg", "caption": "b"}])
+    source = config(file, image_root=str(tmp_path))
+    rows, ledger = read(source, skip=True, max_bad_ratio=1.0)
+    data = DataConfig(sources={"mine": source}, on_bad_row=BadRow.skip, max_bad_ratio=1.0)
+    samples = render_rows({"mine": rows}, renderer, data, ledger)["mine"]
+    assert [sample.row.id for sample in samples] == ["0"]
+    assert [bad["id"] for bad in ledger.bad] == ["1"]
+    assert "truncated" in ledger.bad[0]["reason"]

@@ -229,3 +229,15 @@ def test_strangers_by_config_and_by_weights(copy_pair, tmp_path):
 def test_planning_imports_neither_torch_nor_transformers():
     code = "import merge.api, sys; assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_card_is_that_of_the_merge(bf16_pair, tmp_path):
+    """The VLM's own card would show the figures of another model."""
+    (bf16_pair.vlm / "README.md").write_text("# sft\n| numbers | exact_match | 0.113 |")
+    merge_checkpoints(
+        vlm=bf16_pair.vlm, text=bf16_pair.text, out=tmp_path / "out", alpha=0.4, verify=False
+    )
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "at alpha 0.4" in card
+    assert "0.113" not in card
+    (bf16_pair.vlm / "README.md").unlink()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from configs.errors import ConfigError
 from configs.schema import TrackerConfig, WandbMode
 from train.tracking import Tracker, resolve_mode, start_tracker, truncate_metrics
 
@@ -166,3 +167,44 @@ def test_numbers_survive_to_the_last_bit(tmp_path):
     tracker = Tracker(tmp_path / "metrics.jsonl")
     tracker.log({"x": 0.1 + 0.2}, 1)
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["x"] == 0.1 + 0.2
+
+
+def test_no_connection_does_not_end_the_run(tmp_path, monkeypatch):
+    """The usual compute node: a key in the environment and no network."""
+    asked = []
+
+    def init(config, run_dir, job_type, run_config, mode):
+        asked.append(mode)
+        if mode == "online":
+            raise ConnectionError("no route")
+        return
+
+    monkeypatch.setattr("train.tracking._init_wandb", init)
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    options = {"job_type": "sft", "run_config": {}, "first_process": True}
+    tracker = start_tracker(TrackerConfig(), tmp_path, **options)
+    assert asked == ["online", "offline"]
+    tracker.log({"a": 1.0}, 1)
+    with pytest.raises(ConfigError, match=r"tracker\.mode=online: W&B does not start: no route"):
+        start_tracker(TrackerConfig(mode=WandbMode.online), tmp_path, **options)
+
+
+@pytest.mark.parametrize("host", ["api.wandb.ai", "api.forge.coreweave.com", "own.example.org"])
+def test_logged_in_at_any_of_the_hosts(host, tmp_path, monkeypatch):
+    netrc = tmp_path / "netrc"
+    netrc.write_text(f"machine {host}\n  login user\n  password {'k' * 40}\n")
+    netrc.chmod(0o600)
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("WANDB_BASE_URL", "https://own.example.org")
+    assert resolve_mode(WandbMode.auto) == "online"
+
+
+def test_disabled_is_no_wandb_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    tracker = start_tracker(
+        TrackerConfig(), tmp_path, job_type="sft", run_config={}, first_process=True
+    )
+    assert tracker.wandb_run is None
