@@ -24,7 +24,9 @@ from train.run import prepare_model
 
 FP32 = torch.float32
 OUTSIDE = """
-import importlib.util, json, sys
+import importlib.util, json, os, sys
+# An editable install puts the repository on the path, also under -I.
+sys.path[:] = [p for p in sys.path if not os.path.isfile(os.path.join(p, "configs", "schema.py"))]
 import torch
 from PIL import Image
 from transformers import (
