@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from configs.errors import DataError
 from data.pack import PackPlan
-from data.render import IGNORED, Sample
+from data.render import Sample
 
 Batch = dict[str, torch.Tensor]
 
@@ -86,6 +86,3 @@ def load_pixels(sample: Sample, image_processor: Any) -> torch.Tensor:
 def take_first(items: list[Batch]) -> Batch:
     """Collate a list of one pack: the pack itself."""
     return items[0]
-
-
-__all__ = ["IGNORED", "Batch", "PackedBatches", "load_pixels", "make_batch", "take_first"]

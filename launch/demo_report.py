@@ -5,8 +5,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-SECONDS_IN_MINUTE = 60
-
 
 def write_report(out: Path, commands: list[list[str]]) -> str:
     """Write `report.md` into `out`.

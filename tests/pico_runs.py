@@ -9,10 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from configs.command import load_config
-from train.arguments import build_arguments
 from train.process import set_up_process
-from train.run import prepare_model, prepare_training_data, train
-from train.trainer import GraftTrainer
+from train.run import build_trainer, prepare_model, prepare_training_data, train
 
 SHAPES = [
     "model.decoder.vocab_size=400",
@@ -126,16 +124,8 @@ def make_trainer(*overrides: str, callbacks: tuple[Any, ...] = ()) -> Any:
     set_up_process(config.engine.num_threads, config.seed)
     processing_class, _, data = prepare_training_data(config)
     model, table = prepare_model(config, processing_class)
-    num_steps = config.optim.max_steps
-    arguments = build_arguments(config, Path(config.output_dir) / "checkpoints", num_steps)
-    trainer: Any = GraftTrainer(
-        model,
-        arguments,
-        data,
-        processing_class,
-        num_steps=num_steps,
-        learning_rates={row.part: row.learning_rate for row in table},
-        callbacks=list(callbacks),
+    trainer: Any = build_trainer(
+        config, model, table, processing_class, data, config.optim.max_steps, list(callbacks)
     )
     trainer.samples, trainer.plan = data.samples, data.plan
     return trainer

@@ -121,7 +121,6 @@ def run_stage(
     if rank() == 0:
         done = step_of(checkpoint) if checkpoint else -1
         truncate_metrics(folder.metrics, done, is_last=done == num_steps)
-    arguments = build_arguments(config, folder.checkpoints, num_steps)
     tracker = open_tracker(config, folder)
     callback = RunCallback(
         tracker,
@@ -133,15 +132,7 @@ def run_stage(
         eval_steps=config.evaluation.eval_steps,
         generate=config.evaluation.generate,
     )
-    trainer = GraftTrainer(
-        model,
-        arguments,
-        data,
-        processing_class,
-        num_steps=num_steps,
-        learning_rates={row.part: row.learning_rate for row in table},
-        callbacks=[callback],
-    )
+    trainer = build_trainer(config, model, table, processing_class, data, num_steps, [callback])
     callback.trainer = trainer
     finished = False
     try:
@@ -165,6 +156,27 @@ def run_stage(
     finally:
         callback.close()
         tracker.finish(failed=not finished)
+
+
+def build_trainer(
+    config: TrainConfig,
+    model: Any,
+    table: list[PartRow],
+    processing_class: Any,
+    data: TrainingData,
+    num_steps: int,
+    callbacks: list[Any],
+) -> GraftTrainer:
+    """Return the trainer of a run; several processes find each other here."""
+    return GraftTrainer(
+        model,
+        build_arguments(config, RunFolder(config.output_dir).checkpoints, num_steps),
+        data,
+        processing_class,
+        num_steps=num_steps,
+        learning_rates={row.part: row.learning_rate for row in table},
+        callbacks=callbacks,
+    )
 
 
 def open_tracker(config: TrainConfig, folder: RunFolder) -> Tracker:
