@@ -64,7 +64,7 @@ def run_command(config_name: str, task: str) -> None:
     (2 for the config, 130 for Ctrl-C).
     """
     schema = SCHEMAS[config_name]
-    register_schemas()
+    register_schema(config_name)
     # Read once, when torch is imported. Threads that spin while they wait make a small model's step
     # on a busy 2-core machine over 15 times as long (measured, docs/BENCHMARKS.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -87,22 +87,24 @@ def run_command(config_name: str, task: str) -> None:
 
 
 @functools.cache
-def register_schemas() -> None:
-    """Tell Hydra the defaults of every command, under `<name>_schema`."""
+def register_schema(config_name: str) -> None:
+    """Tell Hydra the defaults of one command, under `<name>_schema`.
+
+    Of the others too would make `--help` twice as slow: Hydra copies all it knows of, 90 times.
+    """
     # `path: ???` in a YAML file would not stand against a default of null: OmegaConf merges a
     # missing value over nothing. `path: ${required:}` does.
     OmegaConf.register_new_resolver("required", lambda: MISSING_MARK, replace=True)
-    store = ConfigStore.instance()
-    for name, schema in SCHEMAS.items():
-        # As plain values: what is unknown is then found by us, all at once, with a better hint.
-        values = OmegaConf.to_container(OmegaConf.structured(schema), enum_to_str=True)
-        store.store(name=f"{name}_schema", node=values)
+    # As plain values: what is unknown is then found by us, all at once, with a better hint.
+    schema = OmegaConf.structured(SCHEMAS[config_name])
+    values = OmegaConf.to_container(schema, enum_to_str=True)
+    ConfigStore.instance().store(name=f"{config_name}_schema", node=values)
 
 
 def load_config(config_name: str, overrides: list[str]) -> Any:
     """Compose and check a config without a command line, for tests and scripts."""
     schema = SCHEMAS[config_name]
-    register_schemas()
+    register_schema(config_name)
     check_override_keys(_keys_of(overrides), schema, config_groups())
     given = [_for_hydra(text, schema) for text in overrides]
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):

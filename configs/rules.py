@@ -37,7 +37,7 @@ AT_LEAST_ZERO = (
     "initializer_range",
     "max_text_loss_increase",
 )
-POSITIVE = ("logit_scale", "rope_theta")
+POSITIVE = ("logit_scale", "rope_theta", "language_temperature")
 REAL = (*SHARES, *SHARES_BELOW_ONE, *AT_LEAST_ZERO, *POSITIVE)  # whole when they are written so
 
 
@@ -154,17 +154,26 @@ def _data_rules(data: DataConfig) -> Iterator[str]:
     if not data.languages:
         yield "data.languages: is empty, give at least one"
     yield from _language_rules("data.languages", data.languages)
+    if len(data.background) != 3 or not all(0 <= value <= 255 for value in data.background):
+        yield f"data.background: is {data.background}, but it is [red, green, blue], each 0 to 255"
+    if data.streaming and data.language_temperature != 1:
+        yield "data.language_temperature: needs the number of rows, which data.streaming never has"
     for group in ("sources", "held_out"):
         for name, source in getattr(data, group).items():
             key = f"data.{group}.{name}"
-            if source.kind is SourceKind.dataset and source.path is None:
-                yield f"{key}.path: required when kind=dataset: builder, hub id or folder"
+            if source.kind in NEEDS_PATH and source.path is None:
+                yield f"{key}.path: required when kind={source.kind.value}: {NEEDS_PATH[source.kind]}"
             yield from _source_rules(key, source)
             yield from _language_rules(f"{key}.languages", source.languages)
             if source.language is not None:
                 yield from _language_rules(f"{key}.language", [source.language])
+            yield from _prompt_rules(f"{key}.prompts", source.prompts)
 
 
+NEEDS_PATH = {
+    SourceKind.dataset: "builder, hub id or folder",
+    SourceKind.files: "file, folder or glob",
+}
 # What each kind of source reads besides `kind`; anything else would be ignored in silence.
 _SHIPPED = {"weight", "languages", "num_rows"}
 READ_BY: dict[SourceKind, set[str]] = {
@@ -174,6 +183,8 @@ READ_BY: dict[SourceKind, set[str]] = {
     SourceKind.udhr: {*_SHIPPED, "held_out"},
     SourceKind.dataset: {item.name for item in fields(SourceConfig)}
     - {"languages", "held_out", "max_number"},
+    SourceKind.files: {item.name for item in fields(SourceConfig)}
+    - {"languages", "held_out", "max_number", "name", "split", "data_files"},
 }
 
 
@@ -183,6 +194,13 @@ def _source_rules(key: str, source: SourceConfig) -> Iterator[str]:
         given = getattr(source, item.name) != getattr(default, item.name)
         if item.name != "kind" and given and item.name not in READ_BY[source.kind]:
             yield f"{key}.{item.name}: is not read by kind={source.kind.value}"
+
+
+def _prompt_rules(key: str, prompts: dict[str, list[str]]) -> Iterator[str]:
+    yield from _language_rules(key, list(prompts))
+    for language, words in prompts.items():
+        if not words or not all(text.strip() for text in words):
+            yield f"{key}.{language}: holds no words to ask with"
 
 
 def _language_rules(key: str, codes: list[str]) -> Iterator[str]:

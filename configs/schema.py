@@ -49,7 +49,8 @@ class SourceKind(Enum):
     concept_names = "concept_names"  # shipped: names of those emoji from one language to another
     number_words = "number_words"  # made: numbers written in words, 23 languages
     udhr = "udhr"  # shipped: Universal Declaration of Human Rights, 23 languages
-    dataset = "dataset"  # anything `datasets.load_dataset` reads: hub, parquet, JSON, image folder
+    dataset = "dataset"  # anything `datasets.load_dataset` reads: hub, parquet, image folder
+    files = "files"  # JSONL, JSON, CSV, a folder with metadata, WebDataset tar shards
 
 
 class BadRow(Enum):
@@ -130,32 +131,33 @@ class ModelConfig:
 
 @dataclass
 class SourceConfig:
-    """One source of rows. Fields ending in `_field` name columns of a `dataset` source."""
+    """One source of rows. From `path` on: what kinds `dataset` and `files` read."""
 
     kind: SourceKind = MISSING
     weight: float = 1.0  # times each row is seen an epoch; 0.5: about half, drawn anew each epoch
+    # (data.streaming: how often the source is drawn from, relative to the others)
     languages: list[str] = field(default_factory=list)  # empty: data.languages
-    num_rows: int | None = None  # rows to make (shipped kinds) or to take at most (dataset)
+    num_rows: int | None = None  # rows to make (shipped kinds) or to take at most (others)
     held_out: bool = False  # shipped kinds: the part that training never sees
     max_number: int = 9999  # number_words: largest number
-    path: str | None = None  # dataset: builder ("parquet", "json"), hub id, or local folder
+    # Where from
+    path: str | None = None  # files: file, folder or glob; dataset: builder, hub id or folder
     name: str | None = None  # dataset: configuration name of a hub data set
     split: str = "train"  # dataset: split, slices allowed ("train[:1%]")
-    data_files: list[str] = field(
-        default_factory=list
-    )  # dataset: files of a builder; globs allowed
-    id_field: str | None = None  # dataset: column with a unique id; null: the row number
-    image_field: str | None = "image"  # dataset: picture, path, or list of them; null: text alone
-    image_root: str | None = (
-        None  # dataset: folder that relative paths start from and may not leave
-    )
-    caption_field: str = "caption"  # dataset: column with the answer, or with plain text
-    prompt_field: str | None = None  # dataset: column with the question; null: a caption prompt
-    messages_field: str | None = (
-        None  # dataset: column with chat messages, instead of the two above
-    )
-    language_field: str | None = None  # dataset: column with the language code
-    language: str | None = None  # dataset: the language, where no column has it
+    data_files: list[str] = field(default_factory=list)  # dataset: files of a builder, or globs
+    # What of it: names of columns
+    id_field: str | None = None  # a unique id; null: where the row stands
+    image_field: str | None = "image"  # picture, path, URL, or list of them; null: text alone
+    image_root: str | None = None  # folder that relative paths start from and may not leave
+    caption_field: str = "caption"  # the answer, or plain text
+    prompt_field: str | None = None  # the question; null: drawn from `prompts`
+    messages_field: str | None = None  # a conversation, instead of the two above
+    image_placeholder: str = "<image>"  # in the words of a conversation or prompt: a picture
+    language_field: str | None = None  # the language code
+    language: str | None = None  # where no column has it
+    prompts: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # language -> what may ask for a caption, drawn by seed and row; a language without: ours
 
 
 @dataclass
@@ -170,8 +172,19 @@ class DataConfig:
     packs_per_step: int = 2  # packs in a global batch, over all ranks and accumulation steps
     on_bad_row: BadRow = BadRow.error
     max_bad_ratio: float = 0.05  # with on_bad_row=skip: more than this share stops the run
+    language_temperature: float = 1.0  # T of p ~ n^(1/T) over languages; 1: as they come
     max_pixels: int = 178_956_970  # pixels in a picture; above it is refused as a bomb
+    max_image_bytes: int = 67_108_864  # bytes of an encoded picture; above it is refused
+    background: list[int] = field(
+        default_factory=lambda: [255, 255, 255]
+    )  # red, green, blue behind transparent pictures
+    allow_urls: bool = False  # fetch pictures named by http(s) URLs, once, into cache_dir
+    verify_pixels: bool = False  # decode each picture once while indexing, not its header alone
     num_workers: int = 0  # processes a rank that prepare batches
+    num_index_workers: int | None = None  # processes that measure rows; null: one a core
+    cache_dir: str | None = None  # null: $VISIONGRAFT_CACHE or ~/.cache/visiongraft
+    streaming: bool = False  # read in order, without an index: for sets too large for one
+    buffer_rows: int = 1024  # streaming: rows that are packed together
 
 
 # ------------------------------------------------------------------------------ training

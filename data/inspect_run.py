@@ -10,7 +10,7 @@ from configs.schema import InspectConfig
 from data.build import build_training_data, describe_samples
 from data.processor import build_processing_class, texts_for_tokenizer
 from data.render import Renderer, Sample
-from data.sources import new_ledger, read_rows, render_rows
+from data.sources.build import new_ledger, read_rows, render_rows
 
 GREEN, PLAIN = "\033[1;32m", "\033[0m"
 IMAGE_TOKENS = re.compile(r"(<\|IMG_PATCH\|>)+")

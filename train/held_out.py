@@ -5,7 +5,7 @@ import logging
 from configs.schema import DataConfig, MeasureConfig
 from data.render import Renderer
 from data.rows import Row
-from data.sources import new_ledger, read_rows, render_rows
+from data.sources.build import new_ledger, read_rows, render_rows
 from train.evaluation import HeldOut
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from configs.schema import EngineKind, TrainConfig
 from data.build import TrainingData, build_training_data, describe_samples
 from data.processor import build_processing_class, texts_for_tokenizer
 from data.render import Renderer, Sample
-from data.sources import new_ledger, read_rows, render_rows
+from data.sources.build import new_ledger, read_rows, render_rows
 from train.arguments import build_arguments, check_ranks, num_ranks, rank
 from train.build import build_model
 from train.callbacks import RunCallback

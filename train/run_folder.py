@@ -27,6 +27,8 @@ FREE = (
     "engine.num_threads",
     "engine.gradient_checkpointing",
     "data.num_workers",
+    "data.num_index_workers",
+    "data.cache_dir",
 )
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "wandb")
 

@@ -19,7 +19,7 @@ from data.scenes import (
     load_concepts,
     make_scene,
 )
-from data.shipped import ASSETS, concepts
+from data.sources.shipped import ASSETS, concepts
 
 MANY = 4000
 

@@ -12,8 +12,8 @@ from configs.schema import DataConfig, SourceConfig, SourceKind
 from data.instructions import DESCRIBE, LIST_SEPARATOR, TRANSLATE, WRITE_NUMBER
 from data.number_words import number_words, split_numbers
 from data.rows import IMAGE, Row
-from data.shipped import SceneImage, concepts, name_rows, number_rows, scene_rows, udhr_rows
-from data.sources import new_ledger, read_rows
+from data.sources.build import new_ledger, read_rows
+from data.sources.shipped import SceneImage, concepts, name_rows, number_rows, scene_rows, udhr_rows
 
 ALL = list(LANGUAGES)
 SOME = ["en", "hi", "ja"]

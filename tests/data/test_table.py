@@ -11,13 +11,13 @@ from datasets import Dataset, Features, Image, List, Value
 
 from configs.errors import DataError
 from configs.schema import BadRow, DataConfig, SourceConfig, SourceKind
+from data.columns import make_row, read_table
 from data.images import BytesImage, FileImage
 from data.instructions import DESCRIBE
 from data.ledger import Ledger
 from data.render import Renderer
 from data.rows import IMAGE, Row, plain_text
-from data.sources import new_ledger, read_rows, render_rows
-from data.table import make_row, read_table
+from data.sources.build import new_ledger, read_rows, render_rows
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ from data.scenes import (
     make_scene,
 )
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
 DESCRIBE_SHARE = 0.5  # of the lines of names, that are asked for as a caption is
 MAX_NAMES = 3  # names in a line to translate; a scene shows at most 2
 HELD_OUT_PARAGRAPHS = 10  # one in so many paragraphs of the declaration is held out

@@ -6,11 +6,11 @@ from typing import Any, TypeVar
 
 from configs.errors import DataError
 from configs.schema import BadRow, DataConfig, SourceConfig, SourceKind
+from data.columns import make_row, read_table
 from data.ledger import Ledger
 from data.render import Renderer, Sample
 from data.rows import Row
-from data.shipped import name_rows, number_rows, scene_rows, udhr_rows
-from data.table import make_row, read_table
+from data.sources.shipped import name_rows, number_rows, scene_rows, udhr_rows
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""What rows are read from: a module a kind of source."""
