@@ -162,7 +162,8 @@ def _data_rules(data: DataConfig) -> Iterator[str]:
         for name, source in getattr(data, group).items():
             key = f"data.{group}.{name}"
             if source.kind in NEEDS_PATH and source.path is None:
-                yield f"{key}.path: required when kind={source.kind.value}: {NEEDS_PATH[source.kind]}"
+                kind = source.kind
+                yield f"{key}.path: required when kind={kind.value}: {NEEDS_PATH[kind]}"
             yield from _source_rules(key, source)
             yield from _language_rules(f"{key}.languages", source.languages)
             if source.language is not None:

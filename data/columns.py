@@ -7,7 +7,7 @@ from typing import Any
 from configs.errors import DataError
 from configs.languages import LANGUAGES
 from configs.schema import SourceConfig
-from data.images import BytesImage, FileImage, resolve_under
+from data.images import BytesImage, FileImage, ImageRules, resolve_under
 from data.instructions import DESCRIBE
 from data.rows import IMAGE, ImageRef, Row, Turn, plain_text, question
 
@@ -30,7 +30,7 @@ def read_table(name: str, config: SourceConfig) -> Iterator[RawRow]:
 
 
 def make_row(
-    name: str, row_id: str, columns: Mapping[str, Any], config: SourceConfig, *, max_pixels: int
+    name: str, row_id: str, columns: Mapping[str, Any], config: SourceConfig, *, rules: ImageRules
 ) -> Row:
     """Turn one row of a table into a Row.
 
@@ -41,7 +41,7 @@ def make_row(
     language = str(told or config.language or "en")
     if language not in LANGUAGES:
         raise DataError(f"language {language!r} is not one of {', '.join(LANGUAGES)}")
-    images = tuple(_images(columns, config, max_pixels))
+    images = tuple(_images(columns, config, rules))
     if config.messages_field is not None:
         turns = tuple(_turns(columns[config.messages_field], len(images)))
     elif config.image_field is None and config.prompt_field is None:
@@ -122,7 +122,7 @@ def _check_columns(name: str, config: SourceConfig, present: list[str]) -> None:
 
 
 def _images(
-    columns: Mapping[str, Any], config: SourceConfig, max_pixels: int
+    columns: Mapping[str, Any], config: SourceConfig, rules: ImageRules
 ) -> Iterator[ImageRef]:
     value = columns.get(config.image_field) if config.image_field else None
     items = value if isinstance(value, list) else [] if value is None else [value]
@@ -131,11 +131,11 @@ def _images(
         data = item.get("bytes") if isinstance(item, Mapping) else None
         reference = item.get("path") if isinstance(item, Mapping) else item
         if data is not None:
-            yield BytesImage(data, str(reference or "in the row"), max_pixels)
+            yield BytesImage(data, str(reference or "in the row"), rules)
         elif _is_resolved(item, config):
-            yield FileImage(Path(str(reference)), max_pixels)  # resolved by datasets itself
+            yield FileImage(Path(str(reference)), rules)  # resolved by datasets itself
         else:
-            yield FileImage(resolve_under(root, str(reference)), max_pixels)
+            yield FileImage(resolve_under(root, str(reference)), rules)
 
 
 def _is_resolved(item: Any, config: SourceConfig) -> bool:

@@ -10,11 +10,21 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from configs.errors import DataError
+from data.sources.records import FilePart
 
 ORIENTATION_TAG = 0x0112  # EXIF
 SIDEWAYS = {5, 6, 7, 8}  # orientations that swap width and height
-WHITE = (255, 255, 255)
 DEEP_MODES = ("I", "F")  # 32 bits a channel, of no known range
+WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRules:
+    """What a picture may be, and how it is shown."""
+
+    max_pixels: int
+    max_bytes: int  # of the encoded picture
+    background: tuple[int, int, int] = WHITE  # behind transparency; red, green, blue
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,31 +33,51 @@ class BytesImage:
 
     data: bytes
     name: str  # for messages
-    max_pixels: int
+    rules: ImageRules
 
     def size(self) -> tuple[int, int]:
         """Return (width, height) after EXIF rotation, without decoding pixels."""
-        return _size(io.BytesIO(self.data), self.name, self.max_pixels)
+        return _size(self._stream(), self.name, self.rules)
 
     def load(self) -> Image.Image:
-        """Return the picture in RGB, rotated as EXIF says, on white where it is transparent."""
-        return _load(io.BytesIO(self.data), self.name, self.max_pixels)
+        """Return the picture in RGB, rotated as EXIF says, on the background where transparent."""
+        return _load(self._stream(), self.name, self.rules)
+
+    def _stream(self) -> io.BytesIO:
+        _check_bytes(len(self.data), self.name, self.rules)
+        return io.BytesIO(self.data)
 
 
 @dataclass(frozen=True, slots=True)
 class FileImage:
-    """A picture in a file."""
+    """A picture in a file, or in a part of one such as a tar shard."""
 
     path: Path
-    max_pixels: int
+    rules: ImageRules
+    part: FilePart | None = None
 
     def size(self) -> tuple[int, int]:
         """Return (width, height) after EXIF rotation, without decoding pixels."""
-        return _size(self.path, str(self.path), self.max_pixels)
+        return _size(self._stream(), self.name, self.rules)
 
     def load(self) -> Image.Image:
-        """Return the picture in RGB, rotated as EXIF says, on white where it is transparent."""
-        return _load(self.path, str(self.path), self.max_pixels)
+        """Return the picture in RGB, rotated as EXIF says, on the background where transparent."""
+        return _load(self._stream(), self.name, self.rules)
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.part.name if self.part else str(self.path)
+
+    def _stream(self) -> io.BytesIO | Path:
+        if self.part is None:
+            with _told(self.name):
+                _check_bytes(self.path.stat().st_size, self.name, self.rules)
+            return self.path
+        _check_bytes(self.part.size, self.name, self.rules)
+        with _told(self.name), self.path.open("rb") as file:
+            file.seek(self.part.offset)
+            return io.BytesIO(file.read(self.part.size))
 
 
 def resolve_under(root: Path, reference: str) -> Path:
@@ -76,18 +106,33 @@ def _short(reference: str) -> str:
 
 
 @contextmanager
-def _opened(stream: io.BytesIO | Path, name: str, max_pixels: int) -> Iterator[Image.Image]:
-    """Open a picture by its header; any error while it is open is told as a broken picture."""
+def _told(name: str) -> Iterator[None]:
+    """Tell any error as a broken picture: PIL's plugins raise a dozen kinds on broken bytes."""
     try:
-        with Image.open(stream) as image:
-            _check_header(image, name, max_pixels)
-            # Read here, kept by PIL: PNG's own `getexif` decodes all pixels, to look behind them.
-            Image.Image.getexif(image)
-            yield image
+        yield
     except DataError:
         raise
-    except Exception as error:  # PIL's plugins raise a dozen kinds on broken bytes
+    except Exception as error:
         raise DataError(f"image {name!r} cannot be read: {error}") from error
+
+
+@contextmanager
+def _opened(stream: io.BytesIO | Path, name: str, rules: ImageRules) -> Iterator[Image.Image]:
+    """Open a picture by its header; any error while it is open is told as a broken picture."""
+    with _told(name), Image.open(stream) as image:
+        _check_header(image, name, rules.max_pixels)
+        # Read here, kept by PIL: PNG's own `getexif` decodes all pixels, to look behind them.
+        Image.Image.getexif(image)
+        yield image
+
+
+def _check_bytes(size: int, name: str, rules: ImageRules) -> None:
+    if size == 0:
+        raise DataError(f"image {name!r} cannot be read: it is empty (0 bytes)")
+    if size > rules.max_bytes:
+        raise DataError(
+            f"image {name!r} has {size:,} bytes, more than data.max_image_bytes={rules.max_bytes}"
+        )
 
 
 def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
@@ -100,8 +145,8 @@ def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
         raise DataError(f"image {name!r} has 32 bits a channel; save it with 8 or 16")
 
 
-def _size(stream: io.BytesIO | Path, name: str, max_pixels: int) -> tuple[int, int]:
-    with _opened(stream, name, max_pixels) as image:
+def _size(stream: io.BytesIO | Path, name: str, rules: ImageRules) -> tuple[int, int]:
+    with _opened(stream, name, rules) as image:
         width, height = image.size
         sideways = Image.Image.getexif(image).get(ORIENTATION_TAG) in SIDEWAYS
         if sideways and image.format != "TIFF":  # whose size PIL gives as turned already
@@ -109,13 +154,13 @@ def _size(stream: io.BytesIO | Path, name: str, max_pixels: int) -> tuple[int, i
         return width, height
 
 
-def _load(stream: io.BytesIO | Path, name: str, max_pixels: int) -> Image.Image:
-    with _opened(stream, name, max_pixels) as image:
-        return to_rgb(ImageOps.exif_transpose(image))
+def _load(stream: io.BytesIO | Path, name: str, rules: ImageRules) -> Image.Image:
+    with _opened(stream, name, rules) as image:
+        return to_rgb(ImageOps.exif_transpose(image), rules.background)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return `image` in RGB, 8 bits a channel.
+def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """Return `image` in RGB, 8 bits a channel, on `background` where it is transparent.
 
     `convert("RGB")` alone would paint transparency black and cut 16-bit grey off at 255.
     """
@@ -123,6 +168,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
-        canvas = Image.new("RGBA", layer.size, (*WHITE, 255))
+        canvas = Image.new("RGBA", layer.size, (*background, 255))
         return Image.alpha_composite(canvas, layer).convert("RGB")
     return image.convert("RGB")

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from configs.errors import DataError
 from configs.schema import BadRow, DataConfig, SourceConfig, SourceKind
 from data.columns import make_row, read_table
+from data.images import ImageRules
 from data.ledger import Ledger
 from data.render import Renderer, Sample
 from data.rows import Row
@@ -23,10 +24,16 @@ def iterate_rows(name: str, data: DataConfig, source: SourceConfig, ledger: Ledg
         return
     seen: set[str] = set()
     for row_id, columns in read_table(name, source):
-        make = partial(_new_row, name, row_id, columns, source, data.max_pixels, seen)
+        make = partial(_new_row, name, row_id, columns, source, image_rules(data), seen)
         row = ledger.refuse_or(name, row_id, make)
         if row is not None:
             yield row
+
+
+def image_rules(data: DataConfig) -> ImageRules:
+    """Return what a picture may be, from the config."""
+    red, green, blue = data.background
+    return ImageRules(data.max_pixels, data.max_image_bytes, (red, green, blue))
 
 
 def _new_row(
@@ -34,7 +41,7 @@ def _new_row(
     row_id: str,
     columns: Mapping[str, Any],
     source: SourceConfig,
-    max_pixels: int,
+    rules: ImageRules,
     seen: set[str],
 ) -> Row:
     if row_id in seen:
@@ -42,7 +49,7 @@ def _new_row(
             f"an earlier row has the same id; {source.id_field!r} is no column of unique ids"
         )
     seen.add(row_id)
-    return make_row(name, row_id, columns, source, max_pixels=max_pixels)
+    return make_row(name, row_id, columns, source, rules=rules)
 
 
 def _shipped_rows(

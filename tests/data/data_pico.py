@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data.images import BytesImage
+from data.images import BytesImage, ImageRules
 from data.render import Sample
 from data.rows import IMAGE, Row, Turn, question
 
@@ -18,6 +18,7 @@ ASSETS = Path(__file__).resolve().parents[2] / "data/assets"
 TILE = 32  # pixels a side
 TOKENS_A_TILE = 16  # (32 / 4 / 2) squared
 MAX_PIXELS = 10_000_000
+MAX_BYTES = 10_000_000
 PLENTY = dict(max_tokens=100_000, max_tiles=1_000)
 
 
@@ -41,7 +42,7 @@ def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def in_memory(data: bytes, max_pixels: int = MAX_PIXELS) -> BytesImage:
-    return BytesImage(data, "a.png", max_pixels)
+    return BytesImage(data, "a.png", ImageRules(max_pixels, MAX_BYTES))
 
 
 def picture(width: int, height: int, seed: int = 0) -> BytesImage:

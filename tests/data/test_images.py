@@ -13,7 +13,7 @@ from data_pico import encode, in_memory, noise
 from PIL import Image
 
 from configs.errors import DataError
-from data.images import FileImage, resolve_under
+from data.images import FileImage, ImageRules, resolve_under
 from data.rows import ImageRef
 
 WHITE, RED = (255, 255, 255), (255, 0, 0)
@@ -219,7 +219,7 @@ def test_damage_of_any_kind_is_a_data_error(kind: str) -> None:
 def test_a_file(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(encode(noise(13, 7)))
-    image: ImageRef = FileImage(path, 100)
+    image: ImageRef = FileImage(path, ImageRules(100, 10_000))
     assert image.size() == image.load().size == (13, 7)
     path.write_bytes(b"text")
     assert refused(image.size).startswith(f"image '{path}' cannot be read: ")

@@ -12,12 +12,14 @@ from datasets import Dataset, Features, Image, List, Value
 from configs.errors import DataError
 from configs.schema import BadRow, DataConfig, SourceConfig, SourceKind
 from data.columns import make_row, read_table
-from data.images import BytesImage, FileImage
+from data.images import BytesImage, FileImage, ImageRules
 from data.instructions import DESCRIBE
 from data.ledger import Ledger
 from data.render import Renderer
 from data.rows import IMAGE, Row, plain_text
 from data.sources.build import new_ledger, read_rows, render_rows
+
+RULES = ImageRules(178_956_970, 67_108_864)
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +111,7 @@ def test_jsonl_with_paths_below_a_root(tmp_path: Path) -> None:
     assert row.id == "0"
     assert row.language == "de"
     assert [turn.content for turn in row.turns] == [(IMAGE, "Was?"), ("Ein Bild.",)]
-    assert row.images == (FileImage(tmp_path / "images/deep/a.png", 178_956_970),)
+    assert row.images == (FileImage(tmp_path / "images/deep/a.png", RULES),)
     assert row.images[0].size() == (20, 10)
 
 
@@ -169,7 +171,7 @@ def test_plain_text_is_read_without_a_question(tmp_path: Path) -> None:
     file = jsonl(tmp_path, [{"text": "Once upon a time."}])
     source = config(file, image_field=None, caption_field="text")
     [(row_id, columns)] = read_table("mine", source)
-    row = make_row("mine", row_id, columns, source, max_pixels=100)
+    row = make_row("mine", row_id, columns, source, rules=ImageRules(100, 10_000))
     assert row.turns == plain_text("Once upon a time.")
     assert row.images == ()
 
