@@ -1,0 +1,140 @@
+"""What is worked out once about data and kept: by content, whole or not at all, by one process.
+
+Nothing of it is needed: a folder that is deleted is made again.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
+ENVIRONMENT = "VISIONGRAFT_CACHE"
+WHOLE_BYTES = 1 << 28  # files up to this size are read whole for their fingerprint
+NUM_SAMPLES, SAMPLE_BYTES = 64, 1 << 16  # of a larger file, beside its size and time
+WAIT_SECONDS = 30  # between two lines that say who waits for whom
+PACKAGES = ("transformers", "tokenizers", "pillow", "datasets")  # that decide what a row becomes
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder with what was worked out, in `<kind>/<key>/`."""
+
+    root: Path
+
+    def folder(self, kind: str, key: str, build: Callable[[Path], None]) -> Path:
+        """Return the folder of (kind, key); where there is none yet, `build(folder)` fills it.
+
+        Of several processes one builds and the others wait. What `build` leaves is renamed into
+        place, so a folder is whole or not there.
+        """
+        place = self.root / kind / key
+        if place.is_dir():
+            return place
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{place}.lock")
+        while True:
+            try:
+                with lock.acquire(timeout=WAIT_SECONDS):
+                    if not place.is_dir():
+                        self._build(place, build)
+                    return place
+            except Timeout:
+                log.warning("another process makes %s; waiting for it (lock %s.lock)", place, place)
+
+    def _build(self, place: Path, build: Callable[[Path], None]) -> None:
+        staging = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+        try:
+            build(staging)
+            staging.rename(place)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def drop(self, kind: str, key: str) -> None:
+        """Forget (kind, key), whose content proved out of date."""
+        shutil.rmtree(self.root / kind / key, ignore_errors=True)
+
+    def file_fingerprint(self, path: Path) -> str:
+        """Return a digest of what a file holds.
+
+        A file is read again when its size, time or inode changed; up to 256 MiB whole, of larger
+        ones 64 samples of 64 KiB with size and modification time.
+        """
+        stat = path.stat()
+        told = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        memo = self.root / "files" / f"{digest(told)}.txt"
+        if memo.is_file():
+            return memo.read_text(encoding="ascii")
+        found = _file_digest(path, stat)
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        staging = memo.with_suffix(f".{os.getpid()}")
+        staging.write_text(found, encoding="ascii")
+        staging.rename(memo)
+        return found
+
+
+def open_cache(folder: str | None) -> Cache:
+    """Return the cache in `folder`, $VISIONGRAFT_CACHE or ~/.cache/visiongraft; made when needed.
+
+    Where it cannot be written a temporary one is used, with a warning: nothing is kept then.
+    """
+    chosen = folder or os.environ.get(ENVIRONMENT)
+    root = Path(chosen).expanduser() if chosen else Path.home() / ".cache/visiongraft"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            return Cache(root)
+    except OSError as error:
+        log.warning(
+            "data.cache_dir=%s cannot be written (%s): rows are measured anew at each start",
+            root, error.strerror,
+        )  # fmt: skip
+        return Cache(Path(tempfile.mkdtemp(prefix="visiongraft-")))
+
+
+def digest(value: object) -> str:
+    """Return 32 hex digits of a plain value."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+@cache
+def code_fingerprint() -> str:
+    """Return a digest of the code that turns rows into samples: ours, and the libraries' versions.
+
+    A cache made by other code is never used.
+    """
+    folder = Path(__file__).parent
+    hashed = hashlib.blake2b(digest_size=16)
+    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.jinja")]):
+        hashed.update(path.read_bytes())
+    hashed.update(digest([(name, version(name)) for name in PACKAGES]).encode())
+    return hashed.hexdigest()
+
+
+def combine(digests: Iterable[str]) -> str:
+    """Return one digest of several, in order."""
+    return digest(list(digests))
+
+
+def _file_digest(path: Path, stat: os.stat_result) -> str:
+    hashed = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        if stat.st_size <= WHOLE_BYTES:
+            while chunk := file.read(1 << 22):
+                hashed.update(chunk)
+            return hashed.hexdigest()
+        hashed.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
+        for number in range(NUM_SAMPLES):
+            file.seek(number * (stat.st_size - SAMPLE_BYTES) // (NUM_SAMPLES - 1))
+            hashed.update(file.read(SAMPLE_BYTES))
+    return hashed.hexdigest()
