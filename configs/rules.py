@@ -133,6 +133,8 @@ def _model_rules(model: ModelConfig) -> Iterator[str]:
 
 
 def _stage_rules(config: TrainConfig) -> Iterator[str]:
+    if config.data.streaming and config.optim.max_steps is None:
+        yield "optim.max_steps: required with data.streaming, which never knows how long an epoch is"
     modes = {item.name: getattr(config.stage.parts, item.name).mode for item in _parts(config)}
     if all(mode is PartMode.frozen for mode in modes.values()):
         yield "stage.parts: every part is frozen, so nothing would train"
@@ -156,8 +158,8 @@ def _data_rules(data: DataConfig) -> Iterator[str]:
     yield from _language_rules("data.languages", data.languages)
     if len(data.background) != 3 or not all(0 <= value <= 255 for value in data.background):
         yield f"data.background: is {data.background}, but it is [red, green, blue], each 0 to 255"
-    if data.streaming and data.language_temperature != 1:
-        yield "data.language_temperature: needs the number of rows, which data.streaming never has"
+    if data.streaming:
+        yield from _stream_rules(data)
     for group in ("sources", "held_out"):
         for name, source in getattr(data, group).items():
             key = f"data.{group}.{name}"
@@ -169,6 +171,18 @@ def _data_rules(data: DataConfig) -> Iterator[str]:
             if source.language is not None:
                 yield from _language_rules(f"{key}.language", [source.language])
             yield from _prompt_rules(f"{key}.prompts", source.prompts)
+
+
+def _stream_rules(data: DataConfig) -> Iterator[str]:
+    if data.language_temperature != 1:
+        yield "data.language_temperature: needs the number of rows, which data.streaming never has"
+    if data.verify_pixels:
+        yield "data.verify_pixels: is of the index, which data.streaming goes without"
+    for name, source in data.sources.items():
+        if source.kind in NEEDS_PATH and source.num_rows is not None:
+            yield f"data.sources.{name}.num_rows: is not read with data.streaming"
+        if source.weight == 0:
+            yield f"data.sources.{name}.weight: is 0, so data.streaming would never draw from it"
 
 
 NEEDS_PATH = {

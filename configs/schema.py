@@ -40,6 +40,7 @@ class Attention(Enum):
     sdpa_by_sample = "sdpa_by_sample"  # ours: each sample of a pack on its own
     sdpa = "sdpa"  # transformers': a dense mask over the pack
     eager = "eager"  # transformers': without fused kernels
+    flex_attention = "flex_attention"  # torch's: compiled blocks; trains on a GPU alone
 
 
 class SourceKind(Enum):
@@ -366,7 +367,8 @@ class EvaluateConfig:
 class InspectConfig:
     """`python -m data.inspect`"""
 
-    num_rows: int = 3  # rows a source to show
-    seed: int = 0
+    num_rows: int = 3  # rows a source to show, spread over its languages
+    html: str | None = None  # file to write a page to, with pictures; `--html FILE` is the same
+    seed: int = 0  # of what is drawn: rows to show, prompts, shipped rows
     model: ModelConfig = field(default_factory=ModelConfig)  # for its processor; no weights load
     data: DataConfig = field(default_factory=DataConfig)

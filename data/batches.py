@@ -1,65 +1,77 @@
-"""Packed batches: the tensors of one pack, and the run's packs that one rank takes."""
+"""Packed batches: the tensors of one pack."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from configs.errors import DataError
-from data.pack import PackPlan
-from data.render import Sample
+from data.ledger import BadRow
+from data.render import IGNORED, Sample
 
-Batch = dict[str, torch.Tensor]
-
-
-class PackedBatches(Dataset[Batch]):
-    """Item i is the i-th micro-batch of this rank: pack i * num_ranks + rank of the run."""
-
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        plan: PackPlan,
-        image_processor: Any,
-        *,
-        num_steps: int,
-        rank: int = 0,
-        num_ranks: int = 1,
-    ) -> None:
-        """Take rendered samples and their plan; pixels are decoded item by item."""
-        self.samples, self.plan, self.image_processor = samples, plan, image_processor
-        self.rank, self.num_ranks = rank, num_ranks
-        self.num_items = num_steps * plan.packs_per_step // num_ranks
-
-    def __len__(self) -> int:
-        return self.num_items
-
-    def __getitem__(self, index: int) -> Batch:
-        pack = self.plan.pack(index * self.num_ranks + self.rank)
-        return make_batch([self.samples[i] for i in pack], self.image_processor)
+Batch = dict[str, Any]
+BAD_ROWS = "bad_rows"  # of a batch: the rows of its pack that proved unusable, for the ledger
 
 
-def make_batch(samples: Sequence[Sample], image_processor: Any) -> Batch:
+def make_batch(
+    samples: Sequence[Sample],
+    image_processor: Any,
+    *,
+    skip: bool = False,
+    on_sample: Callable[[int], Any] = int,
+) -> Batch:
     """Return one packed sequence of whole samples that do not see each other.
+
+    Args:
+        samples: of one pack.
+        image_processor: makes tiles of pictures.
+        skip: leave out samples whose pictures cannot be decoded, and name them.
+        on_sample: called with the place of each sample before its pictures are decoded.
 
     Returns:
         input_ids [1, T] int64; position_ids [1, T] int64, from 0 again at every sample, which is
         how transformers' masks keep them apart; labels [1, T] int64, IGNORED where a token is not
-        supervised; pixel_values [N, 3, H, W] float32, absent where no sample has a picture.
+        supervised; pixel_values [N, 3, H, W] float32, absent where no sample has a picture;
+        bad_rows: BadRow of each sample left out, absent where none is.
+
+    Raises:
+        DataError: a picture cannot be decoded; the message names the row.
     """
+    pixels, kept, bad = [], [], []
+    for place, sample in enumerate(samples):
+        on_sample(place)
+        try:
+            pixels += [load_pixels(sample, image_processor)] if sample.row.images else []
+            kept.append(sample)
+        except DataError as error:
+            if not skip:
+                raise DataError(f"row {sample.row}: {error}") from error
+            bad.append(BadRow(sample.row.source, sample.row.id, str(error)))
+    batch = _text_tensors(kept)
+    if pixels:
+        batch["pixel_values"] = torch.cat(pixels)
+    if bad:
+        batch[BAD_ROWS] = bad
+    return batch
+
+
+def _text_tensors(samples: Sequence[Sample]) -> Batch:
+    if not samples:  # all were left out: a rank still takes part in the step
+        nothing = torch.zeros((1, 1), dtype=torch.int64)
+        return {
+            "input_ids": nothing,
+            "position_ids": nothing,
+            "labels": torch.full_like(nothing, IGNORED),
+        }
     ids = np.concatenate([sample.input_ids for sample in samples]).astype(np.int64)
     labels = np.concatenate([sample.labels for sample in samples])
     positions = np.concatenate([np.arange(sample.num_tokens) for sample in samples])
-    batch = {
+    return {
         "input_ids": torch.from_numpy(ids)[None],
         "position_ids": torch.from_numpy(positions)[None],
         "labels": torch.from_numpy(labels)[None],
     }
-    pixels = [load_pixels(sample, image_processor) for sample in samples if sample.row.images]
-    if pixels:
-        batch["pixel_values"] = torch.cat(pixels)
-    return batch
 
 
 def load_pixels(sample: Sample, image_processor: Any) -> torch.Tensor:
@@ -67,22 +79,14 @@ def load_pixels(sample: Sample, image_processor: Any) -> torch.Tensor:
 
     Raises:
         DataError: a picture cannot be decoded, or gives another number of tiles than its header
-            promised; the message names the row.
+            promised; without the row, which the caller names.
     """
-    try:
-        images = [image.load() for image in sample.row.images]
-    except DataError as error:
-        raise DataError(f"row {sample.row}: {error}") from error
+    images = [image.load() for image in sample.row.images]
     processed = image_processor(images, return_tensors="pt")
     if len(processed["pixel_values"]) != sum(sample.num_tiles):
         raise DataError(
-            f"row {sample.row}: {len(processed['pixel_values'])} image tiles where its header "
-            f"promised {sum(sample.num_tiles)}"
+            f"{len(processed['pixel_values'])} image tiles where its header promised "
+            f"{sum(sample.num_tiles)}"
         )
     pixels: torch.Tensor = processed["pixel_values"]
     return pixels
-
-
-def take_first(items: list[Batch]) -> Batch:
-    """Collate a list of one pack: the pack itself."""
-    return items[0]

@@ -1,54 +1,241 @@
-"""The training set of a run: samples, their plan, and what the log says of them."""
+"""From the data config to what a run trains on: sources, their index, and the packs."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
+import numpy.typing as npt
 
-from configs.schema import DataConfig
+from configs.errors import DataError
+from configs.languages import LANGUAGES
+from configs.schema import BadRow as OnBadRow
+from configs.schema import DataConfig, SourceConfig
+from data.cache import Cache
+from data.columns import make_row
+from data.index import SourceIndex, build_index, settings_of
 from data.ledger import Ledger
+from data.mixture import describe_mixture, sample_weights
 from data.pack import PackPlan
-from data.render import Sample
+from data.packs import Packs, PlannedPacks, StreamedPacks
+from data.render import Renderer
+from data.rows import Row
+from data.samples import SampleTable, join_samples, usable_rows
+from data.sources.build import SHIPPED, open_stream, open_table, row_context
+from data.sources.records import Columns, Shard
+from data.sources.table import RowTable, TableShard
+from data.streaming import Budget, SlotStream, StreamSource
+
+log = logging.getLogger(__name__)
+Rows = npt.NDArray[np.uint32]  # row numbers
+Choose = Callable[[SourceIndex, Rows], Rows]
 
 
 @dataclass(frozen=True)
 class TrainingData:
     """Everything that is trained on."""
 
-    samples: Sequence[Sample]
-    plan: PackPlan
     ledger: Ledger
+    packs_of: Callable[[int, int], Packs]  # of rank and num_ranks
+    samples: SampleTable | None  # None: streamed
+    plan: PackPlan | None  # None: streamed
+
+    def epoch_of(self, step: int) -> float | None:
+        """Return how many epochs lie before a step, where that is known."""
+        return None if self.plan is None else self.plan.epoch_of(step)
 
 
-def build_training_data(
-    samples_by_source: dict[str, list[Sample]], data: DataConfig, ledger: Ledger, *, seed: int
+def new_ledger(data: DataConfig) -> Ledger:
+    """Return an empty ledger with the config's rules."""
+    return Ledger(skip=data.on_bad_row is OnBadRow.skip, max_bad_ratio=data.max_bad_ratio)
+
+
+def open_tables(group: str, data: DataConfig, cache: Cache, *, seed: int) -> dict[str, RowTable]:
+    """Return the rows of each source of `data.sources` or `data.held_out`; none is read yet."""
+    sources: dict[str, SourceConfig] = getattr(data, group)
+    return {
+        name: open_table(f"data.{group}.{name}", name, data, source, cache, seed=seed)
+        for name, source in sources.items()
+    }
+
+
+def rows_at_hand(tables: Iterable[RowTable]) -> Iterator[Row]:
+    """Yield the rows of all sources that can be read, to train a tokenizer on."""
+    for table in tables:
+        for number in range(len(table)):
+            with suppress(DataError):  # told when rows are measured
+                yield table.row(number)
+
+
+def index_samples(
+    tables: dict[str, RowTable],
+    sources: dict[str, SourceConfig],
+    data: DataConfig,
+    renderer: Renderer,
+    cache: Cache,
+    ledger: Ledger,
+    *,
+    seed: int,
+    choose: Choose | None = None,
+) -> SampleTable:
+    """Return the usable rows of all sources as samples, measured or from the cache.
+
+    Args:
+        tables: rows by source.
+        sources: their configs.
+        data: what all sources share.
+        renderer: of the model's processor.
+        cache: where the index is kept.
+        ledger: counts rows, and names those left out.
+        seed: of what is drawn.
+        choose: of a source's index and usable rows, those to take; None: all.
+
+    Raises:
+        DataError: a bad row where none may be skipped, too many, or no usable row in a source.
+    """
+    indexes, chosen = [], []
+    for name, table in tables.items():
+        source = sources[name]
+        index = build_index(
+            table,
+            renderer,
+            cache,
+            settings=settings_of(source, seed=seed, urls=data.allow_urls, rules=_rules(data)),
+            verify_pixels=data.verify_pixels,
+            num_workers=data.num_index_workers,
+            fail_early=not ledger.skip,
+        )
+        usable = usable_rows(
+            table,
+            index,
+            max_tokens=data.max_tokens,
+            max_tiles=data.max_tiles,
+            check_ids=source.id_field is not None,
+        )
+        ledger.add(name, len(usable.rows), usable.bad)
+        indexes.append(index)
+        chosen.append(usable.rows if choose is None else choose(index, usable.rows))
+    ledger.check()
+    return join_samples(list(tables.values()), indexes, chosen, renderer)
+
+
+def _rules(data: DataConfig) -> list[int]:
+    return [data.max_pixels, data.max_image_bytes]
+
+
+def plan_packs(
+    samples: SampleTable, data: DataConfig, ledger: Ledger, *, seed: int
 ) -> TrainingData:
-    """Return the samples of all sources in one list, and the plan that packs them."""
-    samples = [sample for group in samples_by_source.values() for sample in group]
-    weights = [data.sources[name].weight for name, g in samples_by_source.items() for _ in g]
+    """Return samples with the plan that packs them."""
+    weights = mixture_weights(samples, data)
     plan = PackPlan(
-        num_tokens=np.array([sample.num_tokens for sample in samples]),
-        num_tiles=np.array([sum(sample.num_tiles) for sample in samples]),
-        weights=np.array(weights, dtype=np.float64),
+        num_tokens=np.ascontiguousarray(samples.lengths["num_tokens"]),
+        num_tiles=np.ascontiguousarray(samples.lengths["num_tiles"]),
+        weights=weights,
         max_tokens=data.max_tokens,
         max_tiles=data.max_tiles,
         packs_per_step=data.packs_per_step,
         seed=seed,
     )
-    return TrainingData(samples, plan, ledger)
+
+    def packs_of(rank: int, num_ranks: int) -> Packs:
+        return PlannedPacks(plan, rank=rank, num_ranks=num_ranks)
+
+    return TrainingData(ledger, packs_of, samples, plan)
 
 
-def describe_samples(samples_by_source: dict[str, list[Sample]]) -> str:
-    """Return a table: for each source its rows, tokens, supervised share, tiles and languages."""
-    header = f"{'source':<16}{'rows':>8}{'tokens':>10}{'supervised':>12}{'tiles':>8}  languages"
-    lines = [header]
-    for name, samples in samples_by_source.items():
-        tokens = sum(sample.num_tokens for sample in samples)
-        supervised = sum(int(sample.supervised.sum()) for sample in samples)
-        tiles = sum(sum(sample.num_tiles) for sample in samples)
-        languages = ", ".join(sorted({sample.row.language for sample in samples}))
-        share = f"{supervised / tokens:.1%}" if tokens else "-"
-        lines.append(
-            f"{name:<16}{len(samples):>8,}{tokens:>10,}{share:>12}{tiles:>8,}  {languages}"
-        )
-    return "\n".join(lines)
+def mixture_weights(samples: SampleTable, data: DataConfig) -> npt.NDArray[np.float64]:
+    """Return how often each sample is seen an epoch."""
+    return sample_weights(
+        samples.source_of,
+        samples.lengths["language"],
+        [data.sources[name].weight for name in samples.source_names],
+        data.language_temperature,
+    )
+
+
+def describe_samples(samples: SampleTable, weights: npt.NDArray[np.float64], ledger: Ledger) -> str:
+    """Return the table of what an epoch is made of, by source and by language."""
+    counts = dict.fromkeys(samples.source_names, 0)
+    for row in ledger.bad:
+        counts[row.source] += 1
+    lengths = samples.lengths
+    return describe_mixture(
+        samples.source_names,
+        list(LANGUAGES),
+        samples.source_of,
+        lengths["language"],
+        weights,
+        lengths["num_tokens"],
+        lengths["num_tiles"],
+        lengths["num_supervised"],
+        counts,
+    )
+
+
+# ------------------------------------------------------------------------------- streamed
+
+
+def stream_packs(
+    sources: list[StreamSource], data: DataConfig, renderer: Renderer, ledger: Ledger, *, seed: int
+) -> TrainingData:
+    """Return packs of sources that are read in order; nothing is read yet."""
+    budget = Budget(data.max_tokens, data.max_tiles, data.buffer_rows, ledger.skip)
+
+    def packs_of(rank: int, num_ranks: int) -> Packs:
+        num_slots = data.packs_per_step
+        slots = [
+            SlotStream(sources, renderer, budget, slot=slot, num_slots=num_slots, seed=seed)
+            for slot in range(rank, num_slots, num_ranks)
+        ]
+        return StreamedPacks(slots)
+
+    return TrainingData(ledger, packs_of, None, None)
+
+
+def stream_sources(data: DataConfig, cache: Cache, *, seed: int) -> list[StreamSource]:
+    """Return the sources of a config as streams; no row is read yet.
+
+    Raises:
+        DataError: a source cannot be read, or not in order.
+    """
+    return [
+        _stream_source(name, source, data, cache, seed) for name, source in data.sources.items()
+    ]
+
+
+def rows_to_come(sources: Iterable[StreamSource], num_rows: int = 20_000) -> Iterator[Row]:
+    """Yield the first rows of each source that can be read, to train a tokenizer on."""
+    for source in sources:
+        found = ((shard, row) for shard in source.shards for row in shard.read())
+        for shard, row in islice(found, num_rows):
+            with suppress(DataError):  # told when they are packed
+                yield source.make_row(shard, row.place, row.columns())
+
+
+def _stream_source(
+    name: str, source: SourceConfig, data: DataConfig, cache: Cache, seed: int
+) -> StreamSource:
+    key = f"data.sources.{name}"
+    if source.kind in SHIPPED:
+        table = open_table(key, name, data, source, cache, seed=seed)
+        return StreamSource(name, source.weight, [TableShard(table)], _row_at_hand, _place)
+
+    def make(shard: Shard, row_id: str, columns: Columns) -> Row:
+        return make_row(name, row_id, columns, source, row_context(shard.root, data, cache, seed))
+
+    def row_id(place: str, columns: Columns) -> str:
+        return place if source.id_field is None else str(columns.get(source.id_field, place))
+
+    return StreamSource(name, source.weight, open_stream(key, source), make, row_id)
+
+
+def _row_at_hand(shard: Shard, row_id: str, columns: Columns) -> Row:
+    row: Row = columns["row"]
+    return row
+
+
+def _place(place: str, columns: Columns) -> str:
+    return place

@@ -31,21 +31,27 @@ class Cache:
 
     root: Path
 
-    def folder(self, kind: str, key: str, build: Callable[[Path], None]) -> Path:
+    def folder(
+        self,
+        kind: str,
+        key: str,
+        build: Callable[[Path], None],
+        is_valid: Callable[[Path], bool] = lambda folder: True,
+    ) -> Path:
         """Return the folder of (kind, key); where there is none yet, `build(folder)` fills it.
 
         Of several processes one builds and the others wait. What `build` leaves is renamed into
-        place, so a folder is whole or not there.
+        place, so a folder is whole or not there. One that is no longer valid is built anew.
         """
         place = self.root / kind / key
-        if place.is_dir():
+        if place.is_dir() and is_valid(place):
             return place
         place.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{place}.lock")
         while True:
             try:
                 with lock.acquire(timeout=WAIT_SECONDS):
-                    if not place.is_dir():
+                    if not (place.is_dir() and is_valid(place)):
                         self._build(place, build)
                     return place
             except Timeout:
@@ -55,13 +61,10 @@ class Cache:
         staging = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
         try:
             build(staging)
+            shutil.rmtree(place, ignore_errors=True)
             staging.rename(place)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-
-    def drop(self, kind: str, key: str) -> None:
-        """Forget (kind, key), whose content proved out of date."""
-        shutil.rmtree(self.root / kind / key, ignore_errors=True)
 
     def file_fingerprint(self, path: Path) -> str:
         """Return a digest of what a file holds.

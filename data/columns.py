@@ -1,18 +1,201 @@
-"""Rows of anything `datasets.load_dataset` reads, by the names of its columns."""
+"""The columns of a raw row to a Row: its language, its words, its pictures.
+
+Which column is what is in the config of the source; where rows come from is in `data/sources/`.
+"""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from configs.errors import DataError
 from configs.languages import LANGUAGES
-from configs.schema import SourceConfig
+from configs.schema import SourceConfig, SourceKind
+from data.conversations import place_pictures, read_messages, split_places
 from data.images import BytesImage, FileImage, ImageRules, resolve_under
-from data.instructions import DESCRIBE
-from data.rows import IMAGE, ImageRef, Row, Turn, plain_text, question
+from data.prompts import draw, draw_prompt
+from data.remote import Downloads, is_url, shown
+from data.rows import ImageRef, Row, Turn, plain_text
+from data.sources.records import FilePart
 
 RawRow = tuple[str, dict[str, Any]]  # id, columns
-ROLES = ("system", "user", "assistant")
+Key = tuple[int, str, str]  # seed, source, row id: what a draw depends on
+
+NUM_NAMES = 8  # columns named in a message; the rest are counted
+# JPEG, PNG, GIF, WebP, TIFF and data URIs begin so in base64; paths that long do not.
+BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkq", "TU0A", "data:")
+BASE64_LENGTH = 64  # characters
+
+
+@dataclass(frozen=True)
+class RowContext:
+    """What making a row needs beside its columns and the config of its source."""
+
+    rules: ImageRules
+    root: Path  # folder that paths of pictures start from where the config names none
+    seed: int  # of the draws of prompts and captions
+    downloads: Downloads | None  # None: a picture named by a URL is refused
+
+
+def make_row(
+    name: str, row_id: str, columns: Mapping[str, Any], config: SourceConfig, context: RowContext
+) -> Row:
+    """Turn the columns of a raw row into a Row.
+
+    Args:
+        name: of the source.
+        row_id: unique in its source.
+        columns: by name; pictures in any of the forms of `data/sources/records.py`.
+        config: says which column is what.
+        context: what is the same for all rows.
+
+    Raises:
+        DataError: a column or a picture is missing, or what they hold is not understood.
+    """
+    language = _language(columns, config)
+    turns: tuple[Turn, ...]
+    if config.messages_field is not None:
+        talk = read_messages(_value(columns, config.messages_field), config.image_placeholder)
+        turns, pictures = talk.turns, _choose_pictures(talk.pictures, columns, config)
+    else:
+        key = (context.seed, name, row_id)
+        answer = _caption(columns, config, key)
+        if config.image_field is None and config.prompt_field is None:
+            return Row(row_id, name, language, plain_text(answer))
+        pictures = _listed(_value(columns, config.image_field)) if config.image_field else []
+        asked = _question(columns, config, language, key, has_picture=bool(pictures))
+        turns = tuple(
+            Turn(role, tuple(split_places(words, config.image_placeholder)))
+            for role, words in (("user", asked), ("assistant", answer))
+        )
+    turns = place_pictures(turns, len(pictures), config.image_placeholder)
+    images = tuple(_image(picture, config, context) for picture in pictures)
+    return Row(row_id, name, language, turns, images)
+
+
+def _language(columns: Mapping[str, Any], config: SourceConfig) -> str:
+    """Return the language of a row; of `en-US` or `zh_Hans` the part before region and script."""
+    told = _value(columns, config.language_field) if config.language_field else None
+    told = str(told or config.language or "en")
+    language = told.replace("_", "-").partition("-")[0].lower()
+    if language not in LANGUAGES:
+        raise DataError(f"language {told!r} is not one of {', '.join(LANGUAGES)}")
+    return language
+
+
+def _value(columns: Mapping[str, Any], field: str) -> Any:
+    if field not in columns:
+        names = list(columns)
+        more = f" and {len(names) - NUM_NAMES} more" if len(names) > NUM_NAMES else ""
+        raise DataError(f"has no column {field!r}; it has {', '.join(names[:NUM_NAMES])}{more}")
+    return columns[field]
+
+
+# ----------------------------------------------------------------------------------- words
+
+
+def _caption(columns: Mapping[str, Any], config: SourceConfig, key: Key) -> str:
+    """Return the caption; where a row has several, as COCO does, one of them by draw."""
+    field = config.caption_field
+    value = _value(columns, field)
+    if not isinstance(value, list | tuple) or not value:
+        return _text(field, value)
+    # All are looked at: whether a row is bad must not depend on the seed.
+    return draw([_text(field, item) for item in value], "caption", *key)
+
+
+def _question(
+    columns: Mapping[str, Any], config: SourceConfig, language: str, key: Key, *, has_picture: bool
+) -> str:
+    if config.prompt_field is not None:
+        return _text(config.prompt_field, _value(columns, config.prompt_field))
+    if not has_picture:
+        raise DataError(
+            "has no picture to describe; name its question by prompt_field or its conversation by "
+            "messages_field, or set image_field=null where all rows are plain text"
+        )
+    return draw_prompt(language, config.prompts, *key)
+
+
+def _text(field: str, value: Any) -> str:
+    if not isinstance(value, str | int) or not str(value).strip():
+        raise DataError(f"column {field} holds {str(value)[:80]!r}, not text")
+    return str(value)
+
+
+# -------------------------------------------------------------------------------- pictures
+
+
+def _choose_pictures(
+    own: tuple[Any, ...], columns: Mapping[str, Any], config: SourceConfig
+) -> list[Any]:
+    """Return the pictures of a conversation: those in its messages, or those in the column.
+
+    A row without the column has no picture: LLaVA's mix leaves it out where a row is text alone.
+    """
+    given = _listed(columns.get(config.image_field)) if config.image_field else []
+    if own and given:
+        raise DataError(
+            f"has pictures in its messages and in column {config.image_field!r}; set "
+            "image_field=null to take those in the messages"
+        )
+    return list(own) or given
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return the pictures of a column: one, several, or none (null, or "" as CSV writes it)."""
+    items = value if isinstance(value, list | tuple) else [value]
+    return [item for item in items if not _is_nothing(item)]
+
+
+def _is_nothing(item: Any) -> bool:
+    if isinstance(item, Mapping) and {"bytes", "path"} & set(item):
+        return item.get("bytes") is None and not item.get("path")
+    return item is None or item == ""
+
+
+def _image(item: Any, config: SourceConfig, context: RowContext) -> ImageRef:
+    """Return the picture that a value of any form names."""
+    if isinstance(item, FilePart):
+        return FileImage(item.path, context.rules, item)
+    is_pair = isinstance(item, Mapping)  # {"bytes", "path"} of `datasets`
+    data, path = (item.get("bytes"), item.get("path")) if is_pair else (item, item)
+    if isinstance(data, bytes | bytearray | memoryview):
+        return BytesImage(bytes(data), path if is_pair and path else "in the row", context.rules)
+    if is_pair and data is None and _is_resolved(path, config):
+        return FileImage(Path(path), context.rules)
+    reference = path if data is None else data
+    if not isinstance(reference, str | Path):
+        raise DataError(f"has {str(item)[:80]!r} where a picture is due: a path or its bytes")
+    return _named_image(str(reference), config, context)
+
+
+def _named_image(reference: str, config: SourceConfig, context: RowContext) -> FileImage:
+    if len(reference) >= BASE64_LENGTH and reference.startswith(BASE64):
+        raise DataError(
+            f"image {reference[:24] + '...'!r} is base64 text; give the bytes it stands for, or "
+            "save it as a file and give its path"
+        )
+    if not is_url(reference):
+        root = Path(config.image_root) if config.image_root else context.root
+        return FileImage(resolve_under(root, reference), context.rules)
+    if context.downloads is None:
+        raise DataError(
+            f"image {shown(reference)!r} is a URL; set data.allow_urls=true to fetch it, or "
+            "download it and give its path"
+        )
+    path = context.downloads.fetch(reference)
+    part = FilePart(path, 0, path.stat().st_size, shown(reference))  # the whole of it, by its URL
+    return FileImage(path, context.rules, part)
+
+
+def _is_resolved(path: Any, config: SourceConfig) -> bool:
+    """Whether `datasets` has found the file itself, as for an image folder."""
+    trusted = config.kind is SourceKind.dataset and config.image_root is None
+    return trusted and isinstance(path, str) and Path(path).is_absolute()
+
+
+# ------------------------------------------------------------- moving to data/sources/hub.py
 
 
 def read_table(name: str, config: SourceConfig) -> Iterator[RawRow]:
@@ -27,50 +210,6 @@ def read_table(name: str, config: SourceConfig) -> Iterator[RawRow]:
         columns = table[index]
         row_id = str(index) if config.id_field is None else str(columns[config.id_field])
         yield row_id, columns
-
-
-def make_row(
-    name: str, row_id: str, columns: Mapping[str, Any], config: SourceConfig, *, rules: ImageRules
-) -> Row:
-    """Turn one row of a table into a Row.
-
-    Raises:
-        DataError: a picture is missing, or the language or the messages are not understood.
-    """
-    told = columns[config.language_field] if config.language_field else None
-    language = str(told or config.language or "en")
-    if language not in LANGUAGES:
-        raise DataError(f"language {language!r} is not one of {', '.join(LANGUAGES)}")
-    images = tuple(_images(columns, config, rules))
-    if config.messages_field is not None:
-        turns = tuple(_turns(columns[config.messages_field], len(images)))
-    elif config.image_field is None and config.prompt_field is None:
-        turns = plain_text(_text(columns, config.caption_field))
-    else:
-        answer = _text(columns, config.caption_field)
-        asked = _question(columns, config, language, has_picture=bool(images))
-        turns = question(asked, answer, num_images=len(images))
-    return Row(row_id, name, language, turns, images)
-
-
-def _question(
-    columns: Mapping[str, Any], config: SourceConfig, language: str, *, has_picture: bool
-) -> str:
-    if config.prompt_field is not None:
-        return _text(columns, config.prompt_field)
-    if not has_picture:
-        raise DataError(
-            "has no picture to describe; name its question by prompt_field or its conversation by "
-            "messages_field, or set image_field=null where all rows are plain text"
-        )
-    return DESCRIBE[language][0]
-
-
-def _text(columns: Mapping[str, Any], field: str) -> str:
-    value = columns[field]
-    if not isinstance(value, str | int) or not str(value).strip():
-        raise DataError(f"column {field} holds {str(value)[:80]!r}, not text")
-    return str(value)
 
 
 def _load(name: str, config: SourceConfig) -> Any:
@@ -119,57 +258,3 @@ def _check_columns(name: str, config: SourceConfig, present: list[str]) -> None:
             f"{', '.join(lacking)}: no such column; the data set has {', '.join(present)}"
             " (image_field=null for text alone)"
         )
-
-
-def _images(
-    columns: Mapping[str, Any], config: SourceConfig, rules: ImageRules
-) -> Iterator[ImageRef]:
-    value = columns.get(config.image_field) if config.image_field else None
-    items = value if isinstance(value, list) else [] if value is None else [value]
-    root = Path(config.image_root) if config.image_root else Path.cwd()
-    for item in items:
-        data = item.get("bytes") if isinstance(item, Mapping) else None
-        reference = item.get("path") if isinstance(item, Mapping) else item
-        if data is not None:
-            yield BytesImage(data, str(reference or "in the row"), rules)
-        elif _is_resolved(item, config):
-            yield FileImage(Path(str(reference)), rules)  # resolved by datasets itself
-        else:
-            yield FileImage(resolve_under(root, str(reference)), rules)
-
-
-def _is_resolved(item: Any, config: SourceConfig) -> bool:
-    """Whether `datasets` has found the file itself, as for an image folder."""
-    path = item.get("path") if isinstance(item, Mapping) else None
-    return bool(path) and Path(str(path)).is_absolute() and config.image_root is None
-
-
-def _turns(messages: Any, num_images: int) -> Iterator[Turn]:
-    """Yield chat messages as turns; pictures without a place go before the first question."""
-    if not isinstance(messages, list) or not messages:
-        raise DataError("its messages are not a list of role and content")
-    turns = [_turn(message) for message in messages]
-    placed = sum(turn.content.count(IMAGE) for turn in turns)
-    for turn in turns:
-        if not placed and num_images and turn.role == "user":
-            turn, placed = Turn(turn.role, (IMAGE,) * num_images + turn.content), num_images
-        yield turn
-
-
-def _turn(message: Any) -> Turn:
-    if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-        raise DataError(f"message {str(message)[:80]!r} has no role and content")
-    role, content = message["role"], message["content"]
-    if role not in ROLES:
-        raise DataError(f"message has the role {role!r}, which is not one of {', '.join(ROLES)}")
-    pieces = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    return Turn(role, tuple(_piece(piece) for piece in pieces))
-
-
-def _piece(piece: Any) -> str | None:
-    kind = piece.get("type") if isinstance(piece, Mapping) else None
-    if kind == "image":
-        return IMAGE
-    if kind == "text" and isinstance(piece.get("text"), str):
-        return str(piece["text"])
-    raise DataError(f"message holds {str(piece)[:80]!r}, which is neither text nor a picture")

@@ -171,11 +171,10 @@ def patch_size_of(config: ModelConfig) -> int:
     return int(getattr(found, "vision_config", found).patch_size)
 
 
-def texts_for_tokenizer(rows: dict[str, list[Row]], languages: Sequence[str]) -> Iterator[str]:
+def texts_for_tokenizer(rows: Iterable[Row], languages: Sequence[str]) -> Iterator[str]:
     """Yield the text a fresh tokenizer is trained on: the rows, and the questions to come."""
-    for group in rows.values():
-        for row in group:
-            for turn in row.turns:
-                yield turn.text
+    for row in rows:
+        for turn in row.turns:
+            yield turn.text
     for code in languages:
         yield from (*DESCRIBE[code], WRITE_NUMBER[code], TRANSLATE[code])

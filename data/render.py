@@ -1,23 +1,29 @@
 """A row becomes token ids and a mask of which tokens are supervised.
 
-The text is what the processor's own chat template writes. Supervised are the assistant's answers
-with their end-of-turn token; prompts, image placeholders and tile tags never are. Lengths come
-from image headers: no pixel is decoded here.
+The text is what the processor's own chat template writes (`data/template.py`). Supervised are the
+assistant's answers with the special token that ends them; prompts, image placeholders and tile tags
+never are. Lengths come from image headers: no pixel is decoded here.
 """
 
 import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import TemplateError
+from tokenizers import Encoding
 
 from configs.errors import DataError
-from data.rows import IMAGE, ImageRef, Row, Turn
+from data.cache import digest
+from data.rows import IMAGE, ImageRef, Row, question
+from data.template import ChatTemplate, Span, any_of, special_tokens
 
 IGNORED = -100  # label of a token that is not supervised (torch's cross entropy)
+START = itemgetter(0)  # of the (start, end) of a token in its text
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,12 @@ class Renderer:
         self.processing_class = processing_class
         self.tokenizer = getattr(processing_class, "tokenizer", processing_class)
         self.image_processor = getattr(processing_class, "image_processor", None)
+        self.template = ChatTemplate(processing_class)
+        self._image_texts: dict[int, str] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what it is made of: what it has worked out is soon worked out again."""
+        return type(self), (self.processing_class,)
 
     @cached_property
     def placeholder(self) -> str:
@@ -55,49 +67,60 @@ class Renderer:
         return str(self.processing_class.image_token)
 
     @cached_property
-    def generation_prompt(self) -> str:
-        """What the chat template writes before an answer."""
-        turn = [self._message(Turn("user", ("?",)))]
-        without = self._apply(turn, add_generation_prompt=False)
-        return self._apply(turn, add_generation_prompt=True)[len(without) :]
-
-    @cached_property
     def reserved(self) -> re.Pattern[str]:
         """What no row may say: special tokens, which would be read as turns or as pictures."""
-        added = self.tokenizer.added_tokens_decoder.values()
-        tokens = [token.content for token in added if token.special]
-        # Upstream makes special tokens of words, too: `TILE`.
-        tokens = [token for token in tokens if not token.replace("_", "").isalnum()]
-        return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
+        return any_of(special_tokens(self.tokenizer).values())
 
-    def render(self, row: Row, *, max_tokens: int, max_tiles: int) -> Sample:
+    @cached_property
+    def stop_token_id(self) -> int:
+        """The token that ends an answer, at which a model that answers is to be stopped."""
+        sample = self.render(Row("?", "?", "en", question("?", "!")))
+        return int(sample.input_ids[sample.supervised][-1])
+
+    def render(
+        self,
+        row: Row,
+        *,
+        max_tokens: int | None = None,
+        max_tiles: int | None = None,
+        check: bool = False,
+    ) -> Sample:
         """Render one row.
+
+        Args:
+            row: the conversation.
+            max_tokens: most tokens; None: no limit.
+            max_tiles: most tiles of all its pictures; None: no limit.
+            check: also hold the ids before each answer against those of the prompt alone, and see
+                what is supervised. Once a row is enough: it tokenizes each prompt again.
 
         Raises:
             DataError: no answer, wrong number of pictures, special tokens in its words, longer
                 than a pack may be, or a chat template whose answers cannot be told from its
                 prompts.
         """
-        self._check(row)
+        self._check_row(row)
         num_tiles = tuple(self.count_tiles(image) for image in row.images)
-        if sum(num_tiles) > max_tiles:
+        if max_tiles is not None and sum(num_tiles) > max_tiles:
             raise DataError(
                 f"has {sum(num_tiles)} image tiles, more than data.max_tiles={max_tiles}"
             )
-        text, answers = self._text_and_answers(row, num_tiles)
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids = np.asarray(encoded["input_ids"], dtype=np.int32)
-        if len(ids) > max_tokens:
+        text, answers = self._expand(*self.template.text_and_answers(row.turns), num_tiles)
+        encoding = self._encode(text)
+        ids = np.array(encoding.ids, dtype=np.int32)
+        if max_tokens is not None and len(ids) > max_tokens:
             raise DataError(f"has {len(ids)} tokens, more than data.max_tokens={max_tokens}")
-        supervised = self._mask(ids, np.asarray(encoded["offset_mapping"]), answers)
-        return Sample(row, ids, supervised, num_tiles)
+        if check:
+            self._check_prompts(text, encoding.ids, answers)
+        sample = Sample(row, ids, self._mask(encoding, answers), num_tiles)
+        if check:
+            self.check_supervised(sample)
+        return sample
 
     def prompt(self, row: Row) -> str:
         """Return the text up to where the last answer begins, for generation."""
-        messages = [self._message(turn) for turn in row.turns]
-        text = self._apply(messages[:-1], add_generation_prompt=True)
         num_tiles = tuple(self.count_tiles(image) for image in row.images)
-        return self._expand(text, list(num_tiles))[0]
+        return self._expand(self.template.prompt(row.turns), [], num_tiles)[0]
 
     def count_tiles(self, image: ImageRef) -> int:
         """Return into how many tiles the image processor will cut a picture, from its size."""
@@ -106,7 +129,36 @@ class Renderer:
         width, height = image.size()
         return int(self.image_processor.get_number_of_image_patches(height, width, {}))
 
-    def _check(self, row: Row) -> None:
+    def check_supervised(self, sample: Sample) -> None:
+        """Refuse a sample of which nothing, or a part of a picture, is supervised.
+
+        Raises:
+            DataError: saying what.
+        """
+        learned = set(sample.input_ids[sample.supervised].tolist())
+        if not learned:
+            raise DataError("no token of it is supervised, so nothing would be learned from it")
+        if wrong := sorted(learned & self.template.picture_ids):
+            raise DataError(
+                f"its answers hold {self.tokenizer.decode(wrong[0])!r}, with which pictures are "
+                "written: an image token would be supervised; take pictures and tile tags out of "
+                "answers"
+            )
+
+    def fingerprint(self) -> str:
+        """Return a digest of all that decides what a row becomes: equal for equal folders."""
+        told: list[object] = [self.template.source, _told_of_tokenizer(self.tokenizer)]
+        if self.image_processor is not None:
+            plain = {
+                name: value
+                for name, value in vars(self.processing_class).items()
+                if isinstance(value, str | int | float) and name != "chat_template"
+            }
+            told += [type(self.processing_class).__name__, plain]
+            told += [type(self.image_processor).__name__, self.image_processor.to_dict()]
+        return digest(told)
+
+    def _check_row(self, row: Row) -> None:
         if not row.turns or row.turns[-1].role != "assistant":
             raise DataError("does not end with an answer of the assistant")
         for turn in row.turns:
@@ -121,62 +173,10 @@ class Renderer:
         if placeholders != len(row.images):
             raise DataError(f"has {len(row.images)} pictures for {placeholders} places")
 
-    def _message(self, turn: Turn) -> dict[str, Any]:
-        """Return a turn in the form the template takes: pieces for processors, text for text LMs.
-
-        The templates of text LMs would write a list of pieces as Python does.
-        """
-        if self.image_processor is None:
-            return {"role": turn.role, "content": turn.text}
-        pieces = [
-            {"type": "image"} if piece is IMAGE else {"type": "text", "text": piece}
-            for piece in turn.content
-        ]
-        return {"role": turn.role, "content": pieces}
-
-    def _apply(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
-        try:
-            return str(
-                self.processing_class.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=add_generation_prompt
-                )
-            )
-        except TemplateError as error:
-            raise DataError(f"the chat template refuses the row: {error}") from error
-
-    def _text_and_answers(
-        self, row: Row, num_tiles: tuple[int, ...]
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """Return the whole text and the (start, end) of each answer in it, in characters."""
-        messages = [self._message(turn) for turn in row.turns]
-        full = self._apply(messages, add_generation_prompt=False)
-        answers = []
-        for index, turn in enumerate(row.turns):
-            if turn.role != "assistant":
-                continue
-            before = self._before_answer(messages, index, full)
-            last = index + 1 == len(messages)
-            upto = full if last else self._apply(messages[: index + 1], add_generation_prompt=False)
-            if not (upto.startswith(before) and full.startswith(upto)):
-                raise DataError(
-                    "the chat template writes an earlier turn differently once a later one "
-                    "follows, so answers cannot be told from prompts; simplify the template"
-                )
-            answers.append((len(before), len(upto)))
-        return self._expand(full, list(num_tiles), answers)
-
-    def _before_answer(self, messages: list[dict[str, Any]], index: int, full: str) -> str:
-        if index:
-            return self._apply(messages[:index], add_generation_prompt=True)
-        # A plain text has no turn before it, and transformers renders no empty conversation.
-        at = full.find(self.generation_prompt)
-        return full[: max(at, 0) + len(self.generation_prompt)]
-
     def _expand(
-        self, text: str, num_tiles: list[int], spans: list[tuple[int, int]] | None = None
-    ) -> tuple[str, list[tuple[int, int]]]:
+        self, text: str, spans: list[Span], num_tiles: Sequence[int]
+    ) -> tuple[str, list[Span]]:
         """Write each picture's tokens in the place of its placeholder, and move the spans along."""
-        spans = spans or []
         if not num_tiles:
             return text, spans
         pieces = text.split(self.placeholder)
@@ -185,42 +185,102 @@ class Renderer:
                 f"the chat template writes {self.placeholder!r} {len(pieces) - 1} times for "
                 f"{len(num_tiles)} pictures; it must write it once for each"
             )
-        images = [image_text(self.processing_class, tiles) for tiles in num_tiles]
-        ends = np.cumsum([len(piece) + len(self.placeholder) for piece in pieces[:-1]])
-        gains = np.cumsum([len(image) - len(self.placeholder) for image in images])
+        joined, ends, gains = [pieces[0]], [], [0]  # ends of placeholders, characters gained
+        end = 0
+        for tiles, before, after in zip(num_tiles, pieces, pieces[1:], strict=False):
+            image = self._image_text(tiles)
+            joined += [image, after]
+            end += len(before) + len(self.placeholder)
+            ends.append(end)
+            gains.append(gains[-1] + len(image) - len(self.placeholder))
 
         def moved(position: int) -> int:
-            passed = int(np.searchsorted(ends, position, side="right"))
-            return position + (int(gains[passed - 1]) if passed else 0)
+            return position + gains[bisect_right(ends, position)]
 
-        joined = pieces[0] + "".join(
-            image + piece for image, piece in zip(images, pieces[1:], strict=True)
-        )
-        return joined, [(moved(start), moved(end)) for start, end in spans]
+        return "".join(joined), [(moved(start), moved(end)) for start, end in spans]
 
-    def _mask(
-        self,
-        ids: npt.NDArray[np.int32],
-        offsets: npt.NDArray[np.int64],
-        answers: list[tuple[int, int]],
-    ) -> npt.NDArray[np.bool_]:
-        """Return [T] true from the first token of each answer to its end-of-turn token."""
-        mask = np.zeros(len(ids), dtype=np.bool_)
+    def _image_text(self, num_tiles: int) -> str:
+        if num_tiles not in self._image_texts:
+            self._image_texts[num_tiles] = image_text(self.processing_class, num_tiles)
+        return self._image_texts[num_tiles]
+
+    # ---------------------------------------------------------------------------- tokens
+
+    def _encode(self, text: str) -> Encoding:
+        """Return the tokens of a text and their places in it.
+
+        As the tokenizer's own call does with one text; that takes three times as long.
+        """
+        tokenizer = self.tokenizer
+        backend = _backend(tokenizer)
+        if backend is None:
+            raise DataError(
+                f"{type(tokenizer).__name__} does not say where in a text its tokens stand; "
+                "give a tokenizer that has a tokenizer.json"
+            )
+        if backend.encode_special_tokens != tokenizer.split_special_tokens:
+            backend.encode_special_tokens = tokenizer.split_special_tokens
+        try:
+            return backend.encode(text, add_special_tokens=False)
+        except TypeError as error:
+            raise DataError(
+                "its words hold half a character (a lone surrogate), which no tokenizer reads"
+            ) from error
+
+    def _mask(self, encoding: Encoding, answers: list[Span]) -> npt.NDArray[np.bool_]:
+        """Return [T] true from the first token of each answer to the special token that ends it."""
+        offsets = encoding.offsets
+        mask = np.zeros(len(offsets), dtype=np.bool_)
         for start, end in answers:
-            straddles = (offsets[:, 0] < start) & (offsets[:, 1] > start)
-            if straddles.any():
+            first = bisect_left(offsets, start, key=START)
+            if first and offsets[first - 1][1] > start:
                 raise DataError("a token lies half in the prompt and half in the answer")
-            inside = np.flatnonzero((offsets[:, 0] >= start) & (offsets[:, 1] <= end))
-            stops = inside[ids[inside] == self.tokenizer.eos_token_id]
-            if not len(stops):
-                raise DataError(
-                    "the chat template does not end an answer with the end-of-sequence token "
-                    f"{self.tokenizer.eos_token!r}, so the model would not learn to stop"
-                )
-            mask[inside[0] : stops[-1] + 1] = True
+            mask[first : bisect_left(offsets, end, key=START)] = True
         return mask
+
+    def _check_prompts(self, text: str, ids: list[int], answers: list[Span]) -> None:
+        """Refuse a text whose tokens before an answer are not those of its prompt alone.
+
+        The prompt alone is what the model will read when it is to answer.
+        """
+        for start, _ in answers:
+            alone = self._encode(text[:start]).ids
+            if alone == ids[: len(alone)]:
+                continue
+            pairs = zip(alone, ids, strict=False)
+            at = next((i for i, (one, two) in enumerate(pairs) if one != two), len(ids))
+            one, two = (repr(self.tokenizer.decode(found[at : at + 1])) for found in (alone, ids))
+            raise DataError(
+                f"the tokenizer ({type(self.tokenizer).__name__}) reads the prompt otherwise once "
+                f"the answer follows: token {at} is {one} in the prompt alone and {two} in the "
+                "whole; let the chat template end its generation prompt with a special token or a "
+                "line break"
+            )
 
 
 def image_text(processor: Any, num_tiles: int) -> str:
     """Return what the processor writes for a picture of `num_tiles` tiles."""
     return str(processor.replace_image_token({"num_patches": [num_tiles]}, 0))
+
+
+def _backend(tokenizer: Any) -> Any:
+    """Return the tokenizer's part that is written in Rust, or None where it has none.
+
+    Without the padding and truncation that the last call of it has left in it.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and backend.padding is not None:
+        backend.no_padding()
+    if backend is not None and backend.truncation is not None:
+        backend.no_truncation()
+    return backend
+
+
+def _told_of_tokenizer(tokenizer: Any) -> list[object]:
+    backend = _backend(tokenizer)
+    if backend is None:
+        words: object = [tokenizer.get_vocab(), special_tokens(tokenizer)]
+    else:
+        words = backend.to_str()
+    named = tokenizer.special_tokens_map
+    return [type(tokenizer).__name__, named, tokenizer.split_special_tokens, words]

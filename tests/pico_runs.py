@@ -118,14 +118,19 @@ def run_pipeline(folder: Path) -> Pipeline:
     return Pipeline(*(path / "export" for path in (text, align, sft, lora)), merged)
 
 
+def all_samples(table: Any) -> list[Any]:
+    """Every sample of a table, rendered."""
+    return [table.sample(number) for number in range(len(table))]
+
+
 def make_trainer(*overrides: str, callbacks: tuple[Any, ...] = ()) -> Any:
     """The trainer of a run, with `trainer.samples` and `trainer.plan`; nothing is measured."""
     config: Any = load_config("train", [*FAST, *overrides])
     set_up_process(config.engine.num_threads, config.seed)
-    processing_class, _, data = prepare_training_data(config)
+    processing_class, data = prepare_training_data(config)
     model, table = prepare_model(config, processing_class)
     trainer: Any = build_trainer(
         config, model, table, processing_class, data, config.optim.max_steps, list(callbacks)
     )
-    trainer.samples, trainer.plan = data.samples, data.plan
+    trainer.samples, trainer.plan = all_samples(data.samples), data.plan
     return trainer

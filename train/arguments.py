@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from trl import SFTConfig
@@ -10,6 +10,7 @@ from trl import SFTConfig
 from configs.errors import ConfigError
 from configs.schema import Dtype, EngineKind, TrainConfig
 
+T = TypeVar("T")
 PAPER_WARMUP = 200  # steps; arXiv 2505.08751
 
 
@@ -21,6 +22,15 @@ def num_ranks() -> int:
 def rank() -> int:
     """Return the number of this process in the run."""
     return int(os.environ.get("RANK", "0"))
+
+
+def gather_objects(value: T) -> list[T]:
+    """Return every rank's value; all ranks call it together."""
+    if num_ranks() == 1 or not torch.distributed.is_initialized():
+        return [value]
+    found: list[Any] = [None] * num_ranks()
+    torch.distributed.all_gather_object(found, value)
+    return found
 
 
 def check_ranks(config: TrainConfig) -> None:
@@ -72,6 +82,7 @@ def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> S
         dataloader_num_workers=config.data.num_workers,
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
+        ignore_data_skip=True,  # our loader starts where it is told
         max_length=None,
         save_strategy="steps",
         save_steps=config.checkpoint.save_steps,

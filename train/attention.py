@@ -1,7 +1,7 @@
 """Attention for packs, sample by sample, registered with transformers as `sdpa_by_sample`.
 
 A pack's mask is block-diagonal. `sdpa` with a dense mask computes all T x T of it; here each sample
-is attended on its own with `is_causal`, which is the same sum (tests/train/test_attention.py) at
+is attended on its own with `is_causal`, which is the same sum (tests/train/test_isolation.py) at
 the cost of the blocks alone. Where there is no pack (generation, the vision tower) it is `sdpa`.
 """
 
@@ -86,12 +86,27 @@ def sample_lengths(
     return [end - start for start, end in zip(starts, [*starts[1:], query.shape[2]], strict=True)]
 
 
+def check_attention(attention: Attention) -> None:
+    """Refuse what cannot be trained with on this machine, before anything is read or made.
+
+    Raises:
+        ConfigError: flex_attention without a GPU; torch (2.13) would stop at the first loss.
+    """
+    if attention is Attention.flex_attention and not torch.cuda.is_available():
+        raise ConfigError(
+            "model.attn_implementation=flex_attention trains on a GPU alone, and torch sees none "
+            "here; use sdpa_by_sample"
+        )
+
+
 def set_attention(model: Any, attention: Attention) -> None:
     """Set the attention of the decoder; a vision tower has no packs and keeps sdpa.
 
     Raises:
-        ConfigError: the decoder's mask is more than causal, so samples cannot be cut out of a pack.
+        ConfigError: the decoder's mask is more than causal, so samples cannot be cut out of a pack;
+            or it cannot be trained with on this machine.
     """
+    check_attention(attention)
     text_type = model.config.get_text_config().model_type
     if attention is Attention.sdpa_by_sample and text_type not in SUPPORTED:
         raise ConfigError(

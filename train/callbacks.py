@@ -3,13 +3,14 @@
 import json
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from data.pack import PackPlan
-from train.arguments import num_ranks
+from data.build import TrainingData
+from train.arguments import gather_objects, num_ranks
 from train.evaluation import HeldOut, Results, as_json, flat_metrics
 from train.run_folder import RunFolder
 from train.tracking import Tracker
@@ -23,7 +24,7 @@ class RunCallback(TrainerCallback):
         tracker: Tracker,
         folder: RunFolder,
         held_out: HeldOut,
-        plan: PackPlan,
+        data: TrainingData,
         *,
         name: str,
         eval_on_start: bool,
@@ -31,7 +32,7 @@ class RunCallback(TrainerCallback):
         generate: bool,
     ) -> None:
         """Set `trainer` before training starts: its counts are logged."""
-        self.tracker, self.folder, self.held_out, self.plan = tracker, folder, held_out, plan
+        self.tracker, self.folder, self.held_out, self.data = tracker, folder, held_out, data
         self.eval_on_start, self.eval_steps, self.generate = eval_on_start, eval_steps, generate
         self.name = name
         self.trainer: Any = None
@@ -63,8 +64,10 @@ class RunCallback(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         metrics = {f"train/{name}": value for name, value in logs.items() if name != "epoch"}
-        metrics["data/epoch"] = self.plan.epoch_of(state.global_step)
-        metrics |= self._speed()
+        epoch = self.data.epoch_of(state.global_step)
+        metrics |= ({} if epoch is None else {"data/epoch": epoch}) | self._speed()
+        if self.data.ledger.skip:
+            metrics["data/rows_left_out"] = self.data.ledger.num_bad
         self.bar.set_postfix_str(
             f"loss {logs['loss']:.3f}, {metrics['perf/tokens_per_second']:,.0f} tokens/s",
             refresh=False,
@@ -74,10 +77,32 @@ class RunCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the held-out rows when it is time; at the last step the run does so itself."""
         self.bar.update()
+        self._settle_ledger(args, state)
         due = self.eval_steps is not None and state.global_step % self.eval_steps == 0
         if due and state.global_step < state.max_steps:
             self.evaluate(kwargs["model"], step=state.global_step)
             self._reset()
+
+    def _settle_ledger(self, args: Any, state: Any) -> None:
+        """Share the bad rows met since the last time, and write them; all ranks do so together."""
+        step, ledger = state.global_step, self.data.ledger
+        is_last = step == state.max_steps
+        if not ledger.skip or not (
+            is_last or step % args.logging_steps == 0 or step % args.save_steps == 0
+        ):
+            return
+        packs = self.trainer.packs
+        told = gather_objects((self.trainer.take_bad_rows(), packs.num_used(step)))
+        lines = ledger.meet(step, [row for rows, _ in told for row in rows])
+        used = sum((Counter(used) for _, used in told), Counter())
+        if self.tracker.path is not None:  # one rank writes
+            ledger.append(self.folder.rows, lines)
+            if is_last and used:
+                ledger.append(
+                    self.folder.rows,
+                    [{"step": step, "source": k, "used": n} for k, n in sorted(used.items())],
+                )
+            ledger.check_ratio(used.total(), is_last=is_last)
 
     def evaluate(self, model: Any, *, step: int) -> Results:
         """Measure the held-out rows; every rank does the same, which every engine can do."""

@@ -1,20 +1,22 @@
 """What the model knows, measured on held-out rows: text kept, pictures seen, answers given.
 
 The same code measures while training, in the sweep over alpha, and from the command line. A
-`HeldOut` is prepared once (pixels decoded, prompts tokenized) and measured on many models.
+`HeldOut` is prepared once and measured on many models.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from sacrebleu.metrics.chrf import CHRF
 
-from data.batches import load_pixels, make_batch
+from data.batches import make_batch
 from data.render import Renderer, Sample
+from train.pictures import Pictures
 
 log = logging.getLogger(__name__)
 MAX_BATCH_TOKENS = 2048  # packed together when losses are measured
@@ -79,24 +81,30 @@ class HeldOut:
 
     def __init__(
         self,
-        samples: dict[str, list[Sample]],
+        groups: dict[str, list[Sample]],
         renderer: Renderer,
         *,
-        max_rows: int,
         batch_size: int,
         max_new_tokens: int,
+        skip: bool = False,
     ) -> None:
-        """Take at most `max_rows` samples of each group and language, and decode their pictures."""
+        """Take samples in groups.
+
+        Args:
+            groups: held-out samples by source.
+            renderer: with the processor of the model to be measured.
+            batch_size: conversations answered at once.
+            max_new_tokens: of an answer.
+            skip: leave out samples whose pictures cannot be decoded, and say so.
+
+        Raises:
+            DataError: a picture cannot be decoded.
+        """
         self.renderer = renderer
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
-        self.groups = {name: _limit(group, max_rows) for name, group in samples.items()}
-        # [N, 3, H, W] float32 of each sample with pictures, by id of the sample
-        self._pixels = {
-            id(sample): load_pixels(sample, renderer.image_processor)
-            for group in self.groups.values()
-            for sample in group
-            if sample.row.images
-        }
+        self.pictures = Pictures(renderer.image_processor)
+        readable = partial(self.pictures.check, skip=skip)
+        self.groups = {name: list(filter(readable, group)) for name, group in groups.items()}
 
     @property
     def num_groups(self) -> int:
@@ -120,7 +128,7 @@ class HeldOut:
         self, model: Any, samples: Sequence[Sample], *, generate: bool
     ) -> GroupResult:
         result = GroupResult()
-        nll = self.losses(model, samples, [self._pixels.get(id(s)) for s in samples])
+        nll = self.losses(model, samples, samples)
         result.nll = _by_language(samples, nll)
         if all(sample.row.images for sample in samples):
             result.picture_gap = self._picture_gap(model, samples, nll)
@@ -139,11 +147,10 @@ class HeldOut:
         A row for which no other picture of as many tiles and with another answer is held out has
         no gap and is left out of the mean.
         """
-        pixels = [self._pixels[id(sample)] for sample in samples]
-        others = _other_pictures(samples, pixels)
+        others = _other_pictures(samples, [self.pictures.digest(sample) for sample in samples])
         compared = [i for i, other in enumerate(others) if other is not None]
         chosen = [samples[i] for i in compared]
-        shown = [pixels[other] for other in others if other is not None]
+        shown = [samples[other] for other in others if other is not None]
         if not chosen:
             return {}
         wrong = _by_language(chosen, self.losses(model, chosen, shown))
@@ -151,15 +158,15 @@ class HeldOut:
         return {code: value - base[code] for code, value in wrong.items()}
 
     def losses(
-        self, model: Any, samples: Sequence[Sample], pixels: Sequence[torch.Tensor | None]
+        self, model: Any, samples: Sequence[Sample], shown: Sequence[Sample]
     ) -> list[torch.Tensor]:
-        """Return for each sample [S] nats of its supervised tokens, given these pictures."""
+        """Return for each sample [S] nats of its supervised tokens, with the pictures of `shown`."""
         found: list[torch.Tensor] = []
         for chunk in _chunks(samples):
             batch = make_batch([_without_images(samples[i]) for i in chunk], None)
-            shown = [tiles for i in chunk if (tiles := pixels[i]) is not None]
-            if shown:
-                batch["pixel_values"] = torch.cat(shown).to(model.dtype)
+            tiles = [self.pictures.tiles(shown[i]) for i in chunk if shown[i].row.images]
+            if tiles:
+                batch["pixel_values"] = torch.cat(tiles).to(model.dtype)
             batch = {key: value.to(model.device) for key, value in batch.items()}
             losses = model(**batch, token_losses=True).cpu()
             found += losses.split([int(samples[i].supervised.sum()) for i in chunk])
@@ -207,21 +214,10 @@ class HeldOut:
             return_tensors="pt",
         )
         inputs = {name: encoded[name].to(model.device) for name in ("input_ids", "attention_mask")}
-        shown = [self._pixels[id(sample)] for sample in samples if sample.row.images]
+        shown = [self.pictures.tiles(sample) for sample in samples if sample.row.images]
         if shown:
             inputs["pixel_values"] = torch.cat(shown).to(model.device, model.dtype)
         return inputs
-
-
-def _limit(samples: Sequence[Sample], max_rows: int) -> list[Sample]:
-    seen: dict[str, int] = {}
-    kept = []
-    for sample in samples:
-        language = sample.row.language
-        seen[language] = seen.get(language, 0) + 1
-        if seen[language] <= max_rows:
-            kept.append(sample)
-    return kept
 
 
 def _chunks(samples: Sequence[Sample]) -> Iterator[list[int]]:
@@ -242,7 +238,7 @@ def _without_images(sample: Sample) -> Sample:
     return Sample(bare, sample.input_ids, sample.supervised, sample.num_tiles)
 
 
-def _other_pictures(samples: Sequence[Sample], pixels: Sequence[torch.Tensor]) -> list[int | None]:
+def _other_pictures(samples: Sequence[Sample], digests: Sequence[str]) -> list[int | None]:
     """Return for each sample the next one with another picture, of as many tiles, and another
     answer. One picture captioned in several languages is one picture."""
     total = len(samples)
@@ -251,7 +247,7 @@ def _other_pictures(samples: Sequence[Sample], pixels: Sequence[torch.Tensor]) -
         return (
             samples[other].num_tiles == samples[index].num_tiles
             and samples[other].row.turns[-1].text != samples[index].row.turns[-1].text
-            and not torch.equal(pixels[other], pixels[index])
+            and digests[other] != digests[index]
         )
 
     return [

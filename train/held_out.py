@@ -1,11 +1,16 @@
 """From the config to held-out rows that are ready to be measured."""
 
 import logging
+from functools import partial
 
-from configs.schema import DataConfig, MeasureConfig
-from data.render import Renderer
-from data.rows import Row
-from data.sources.build import new_ledger, read_rows, render_rows
+import numpy as np
+
+from configs.schema import BadRow, DataConfig, MeasureConfig
+from data.build import Rows, index_samples, new_ledger, open_tables, rows_at_hand
+from data.cache import open_cache
+from data.index import SourceIndex
+from data.render import Renderer, Sample
+from data.sources.table import RowTable
 from train.evaluation import HeldOut
 
 log = logging.getLogger(__name__)
@@ -28,24 +33,43 @@ def prepare_held_out(
         seed: of the shipped sources.
         text_only: leave out groups of rows with pictures, which a text LM cannot read, and say so.
     """
-    samples = {}
+    groups: dict[str, list[Sample]] = {}
     if data.held_out:
-        ledger = new_ledger(data)
-        rows = read_rows(data, data.held_out, ledger, seed=seed)
+        ledger, cache = new_ledger(data), open_cache(data.cache_dir)
+        tables = open_tables("held_out", data, cache, seed=seed)
         if text_only:
-            rows = _without_pictures(rows)
-        samples = render_rows(rows, renderer, data, ledger)
+            tables = _without_pictures(tables)
+        chosen = index_samples(
+            tables,
+            data.held_out,
+            data,
+            renderer,
+            cache,
+            ledger,
+            seed=seed,
+            choose=partial(first_of_each_language, evaluation.max_rows),
+        )
+        groups = {name: [] for name in chosen.source_names}
+        for number in range(len(chosen)):
+            groups[chosen.source_names[chosen.source_of[number]]].append(chosen.sample(number))
     return HeldOut(
-        samples,
+        groups,
         renderer,
-        max_rows=evaluation.max_rows,
         batch_size=evaluation.batch_size,
         max_new_tokens=evaluation.max_new_tokens,
+        skip=data.on_bad_row is BadRow.skip,
     )
 
 
-def _without_pictures(rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
-    kept = {name: group for name, group in rows.items() if not any(row.images for row in group)}
-    if len(kept) < len(rows):
-        log.info("a text LM sees no pictures: %s left out", ", ".join(rows.keys() - kept.keys()))
+def first_of_each_language(max_rows: int, index: SourceIndex, rows: Rows) -> Rows:
+    """Return the first `max_rows` rows of each language."""
+    languages = index.lengths["language"][rows]
+    kept = [np.flatnonzero(languages == language)[:max_rows] for language in np.unique(languages)]
+    return rows[np.sort(np.concatenate([np.zeros(0, np.int64), *kept]))]
+
+
+def _without_pictures(tables: dict[str, RowTable]) -> dict[str, RowTable]:
+    kept = {name: t for name, t in tables.items() if not any(r.images for r in rows_at_hand([t]))}
+    if len(kept) < len(tables):
+        log.info("a text LM sees no pictures: %s left out", ", ".join(tables.keys() - kept.keys()))
     return kept

@@ -7,11 +7,24 @@ from typing import Any
 import torch
 
 from configs.schema import EngineKind, TrainConfig
-from data.build import TrainingData, build_training_data, describe_samples
+from data.balance import describe_balance, step_balance
+from data.build import (
+    TrainingData,
+    describe_samples,
+    index_samples,
+    new_ledger,
+    open_tables,
+    plan_packs,
+    rows_at_hand,
+    rows_to_come,
+    stream_packs,
+    stream_sources,
+)
+from data.cache import open_cache
 from data.processor import build_processing_class, texts_for_tokenizer
-from data.render import Renderer, Sample
-from data.sources.build import new_ledger, read_rows, render_rows
+from data.render import Renderer
 from train.arguments import build_arguments, check_ranks, num_ranks, rank
+from train.attention import check_attention
 from train.build import build_model
 from train.callbacks import RunCallback
 from train.card import model_card
@@ -32,19 +45,20 @@ def train(config: TrainConfig) -> None:
     """Train the stage that `config` describes, or go on with it, and export the result."""
     set_up_process(config.engine.num_threads, config.seed)
     check_ranks(config)
+    check_attention(config.model.attn_implementation)
     folder = RunFolder(config.output_dir)
     if rank() == 0:  # the others would meet the files that it is about to write
         folder.check(config)
     if folder.is_finished():
         log.info("%s is finished; its model is in %s", folder.path, folder.export)
         return
-    processing_class, samples, data = prepare_training_data(config)
+    processing_class, data = prepare_training_data(config)
     held_out = prepare_held_out(
         config.data, config.evaluation, Renderer(processing_class), seed=config.seed
     )
     model, table = prepare_model(config, processing_class)
-    num_steps = config.optim.max_steps or data.plan.num_steps(config.optim.num_epochs)
-    log_plan(config, samples, data, table, num_steps)
+    num_steps = planned_steps(config, data)
+    log_plan(config, data, table, num_steps)
     if config.dry_run:
         log.info("dry_run=true: nothing was trained and nothing was written")
         return
@@ -54,18 +68,31 @@ def train(config: TrainConfig) -> None:
     run_stage(config, folder, model, table, processing_class, data, held_out, num_steps)
 
 
-def prepare_training_data(
-    config: TrainConfig,
-) -> tuple[Any, dict[str, list[Sample]], TrainingData]:
-    """Return the tokenizer or processor, the samples by source, and their plan."""
-    ledger = new_ledger(config.data)
-    rows = read_rows(config.data, config.data.sources, ledger, seed=config.seed)
-    texts = texts_for_tokenizer(rows, config.data.languages)
+def prepare_training_data(config: TrainConfig) -> tuple[Any, TrainingData]:
+    """Return the tokenizer or processor, and what is trained on: planned, or streamed."""
+    data, seed, cache = config.data, config.seed, open_cache(config.data.cache_dir)
+    ledger = new_ledger(data)
+    if data.streaming:
+        sources = stream_sources(data, cache, seed=seed)
+        texts = texts_for_tokenizer(rows_to_come(sources), data.languages)
+        processing_class = build_processing_class(config.model, texts)
+        renderer = Renderer(processing_class)
+        return processing_class, stream_packs(sources, data, renderer, ledger, seed=seed)
+    tables = open_tables("sources", data, cache, seed=seed)
+    texts = texts_for_tokenizer(rows_at_hand(tables.values()), data.languages)
     processing_class = build_processing_class(config.model, texts)
-    samples = render_rows(rows, Renderer(processing_class), config.data, ledger)
-    return processing_class, samples, build_training_data(
-        samples, config.data, ledger, seed=config.seed
-    )  # fmt: skip
+    samples = index_samples(
+        tables, data.sources, data, Renderer(processing_class), cache, ledger, seed=seed
+    )
+    return processing_class, plan_packs(samples, data, ledger, seed=seed)
+
+
+def planned_steps(config: TrainConfig, data: TrainingData) -> int:
+    """Return the optimizer steps of the run."""
+    if config.optim.max_steps is not None:
+        return config.optim.max_steps
+    assert data.plan is not None  # streaming requires max_steps
+    return data.plan.num_steps(config.optim.num_epochs)
 
 
 def prepare_model(config: TrainConfig, processing_class: Any) -> tuple[Any, list[PartRow]]:
@@ -80,27 +107,24 @@ def prepare_model(config: TrainConfig, processing_class: Any) -> tuple[Any, list
 
 
 def log_plan(
-    config: TrainConfig,
-    samples: dict[str, list[Sample]],
-    data: TrainingData,
-    table: list[PartRow],
-    num_steps: int,
+    config: TrainConfig, data: TrainingData, table: list[PartRow], num_steps: int
 ) -> None:
     """Log what is trained on, what trains, and for how long."""
-    plan = data.plan
-    log.info("data\n%s", describe_samples(samples))
-    log.info(
-        "%d steps of %d packs (%.2f epochs of %d steps); packs of %d tokens are %.1f%% full; "
-        "%d rank(s), %d accumulation steps",
-        num_steps,
-        plan.packs_per_step,
-        plan.epoch_of(num_steps),
-        plan.num_steps(1),
-        plan.max_tokens,
-        100 * plan.fill_ratio(),
-        num_ranks(),
-        plan.packs_per_step // num_ranks(),
-    )
+    steps = f"{num_steps} steps of {config.data.packs_per_step} packs"
+    ranks = f"{num_ranks()} rank(s), {config.data.packs_per_step // num_ranks()} accumulation steps"
+    if data.plan is None or data.samples is None:
+        log.info("data is streamed: %s\n%s; %s", ", ".join(config.data.sources), steps, ranks)
+    else:
+        plan = data.plan
+        log.info("data\n%s", describe_samples(data.samples, plan.weights, data.ledger))
+        log.info(
+            "%s (%.2f epochs of %d steps); %s\n%s",
+            steps,
+            plan.epoch_of(num_steps),
+            plan.num_steps(1),
+            ranks,
+            describe_balance(step_balance(plan, num_ranks=num_ranks())),
+        )
     log.info("stage %s: what trains\n%s", config.stage.name, format_table(table))
 
 
@@ -121,12 +145,13 @@ def run_stage(
     if rank() == 0:
         done = step_of(checkpoint) if checkpoint else -1
         truncate_metrics(folder.metrics, done, is_last=done == num_steps)
+        data.ledger.resume(folder.rows, done)
     tracker = open_tracker(config, folder)
     callback = RunCallback(
         tracker,
         folder,
         held_out,
-        data.plan,
+        data,
         name=config.stage.name,
         eval_on_start=config.evaluation.eval_on_start,
         eval_steps=config.evaluation.eval_steps,

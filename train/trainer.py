@@ -4,6 +4,7 @@ Everything else (devices, engines, accumulation, schedule, resume) is TRL's, tra
 accelerate's.
 """
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -12,26 +13,31 @@ from typing import Any, cast
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
 from configs.errors import DataError
-from data.batches import PackedBatches, take_first
+from data.batches import BAD_ROWS
 from data.build import TrainingData
+from data.ledger import BadRow
+from data.loader import JobSampler, PackDataset, make_loader, told_by_worker
+from data.packs import States
 from train.build_model import load_weights
 from train.parts import Part
 from train.what_trains import trainable_by_part
 
+STREAMS = "stream-{rank}.json"  # where the slots of a rank stand, in a checkpoint
 STAGING = ".writing"  # a checkpoint that is not whole yet; never resumed from
 
 
 class GraftTrainer(SFTTrainer):
     """SFTTrainer whose micro-batches are packs.
 
-    The training set is the whole run, not an epoch: item i is the i-th micro-batch of this rank.
-    Resuming at step k is therefore going on at item k * accumulation, in any epoch.
+    The training set is the whole run, not an epoch: job i is the i-th micro-batch of this rank.
+    Resuming at step k is therefore going on at job k * accumulation, in any epoch; a stream also
+    takes up where its slots stood, from a file of each rank in the checkpoint.
     """
 
     def __init__(
@@ -47,21 +53,26 @@ class GraftTrainer(SFTTrainer):
     ) -> None:
         """Take a model prepared by `add_token_losses` and `set_what_trains`."""
         self.learning_rates = learning_rates
-        self.batches = PackedBatches(
+        self.packs = data.packs_of(args.process_index, args.world_size)
+        self.first_step = 0
+        num_workers = args.dataloader_num_workers
+        self.batches = PackDataset(
             data.samples,
-            data.plan,
             getattr(processing_class, "image_processor", None),
-            num_steps=num_steps,
-            rank=args.process_index,
-            num_ranks=args.world_size,
+            skip=data.ledger.skip,
+            num_workers=num_workers,
         )
+        self.sampler = JobSampler(
+            lambda: self.packs.jobs(self.first_step), num_steps * args.gradient_accumulation_steps
+        )
+        self.bad_rows: list[BadRow] = []  # met since they were last taken
         self.counts = dict.fromkeys(("tokens", "supervised_tokens", "tiles"), 0)
         self.data_wait_seconds = 0.0
         super().__init__(
             model=model,
             args=args,
             train_dataset=_described(),
-            data_collator=take_first,
+            data_collator=_not_used,
             processing_class=processing_class,
             callbacks=callbacks,
         )
@@ -84,18 +95,35 @@ class GraftTrainer(SFTTrainer):
         assert num_items_in_batch is not None
         self._count(inputs)
         losses = model(**inputs, token_losses=True)
-        return losses.sum() * (self.args.world_size / num_items_in_batch)
+        # 1 where every row of the step proved bad: nothing is learned, and nothing is divided by 0.
+        num_items = torch.as_tensor(num_items_in_batch).clamp(min=1)
+        return losses.sum() * (self.args.world_size / num_items)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return this rank's packs in order. They are already shared out over ranks."""
-        return DataLoader(
-            self.batches,
-            batch_size=1,
-            sampler=SequentialSampler(self.batches),
-            collate_fn=take_first,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=torch.cuda.is_available(),
-        )
+        workers = self.args.dataloader_num_workers
+        return make_loader(self.batches, self.sampler, num_workers=workers)
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, from the start or from a checkpoint.
+
+        Raises:
+            DataError: a worker died; the message names the row it was on.
+        """
+        if resume_from_checkpoint:
+            self.first_step = step_of(Path(resume_from_checkpoint))
+            self.packs.go_on(read_states(Path(resume_from_checkpoint)))
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        except RuntimeError as error:  # torch raises it wherever the main process happens to be
+            if "DataLoader worker" not in str(error):
+                raise
+            raise told_by_worker(error, self.batches, self.sampler) from None
+
+    def take_bad_rows(self) -> list[BadRow]:
+        """Return the bad rows that this rank met since the last time."""
+        taken, self.bad_rows = self.bad_rows, []
+        return taken
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Return AdamW with a group for each part; vectors are not decayed."""
@@ -126,6 +154,8 @@ class GraftTrainer(SFTTrainer):
         except DataError as error:
             # A worker's error comes with its whole stack; the last paragraph is the message.
             raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
+        for batch in fetched[0]:
+            self.bad_rows += batch.pop(BAD_ROWS, [])
         self.data_wait_seconds += time.perf_counter() - start
         return fetched
 
@@ -164,6 +194,9 @@ class GraftTrainer(SFTTrainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.args.output_dir, self.args.save_total_limit = str(run_dir), limit
+        write_states(
+            staging / name, self.args.process_index, self.packs.state_at(self.state.global_step)
+        )
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             shutil.rmtree(run_dir / name, ignore_errors=True)
@@ -176,9 +209,29 @@ class GraftTrainer(SFTTrainer):
         """Write no card into checkpoints; the export has its own."""
 
 
+def _not_used(batches: Any) -> Any:
+    """Stand in for TRL's collator; our loader makes batches."""
+    raise NotImplementedError
+
+
 def _described() -> Dataset:
     """Return one row in the form TRL looks at to learn that tokens and labels are made already."""
     return Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]})
+
+
+def write_states(checkpoint: Path, rank: int, states: States) -> None:
+    """Write where this rank's streams stand; a planned run needs nothing."""
+    if states:
+        path = checkpoint / STREAMS.format(rank=rank)
+        path.write_text(json.dumps(states), encoding="utf-8")
+
+
+def read_states(checkpoint: Path) -> States:
+    """Return where the streams of all ranks stood."""
+    found: States = {}
+    for path in sorted(checkpoint.glob(STREAMS.format(rank="*"))):
+        found |= json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:

@@ -1,33 +1,85 @@
-"""From the config of a source to its rows, and from rows to rendered samples."""
+"""From the config of a source to its rows, by number or in order."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 from configs.errors import DataError
-from configs.schema import BadRow, DataConfig, SourceConfig, SourceKind
-from data.columns import make_row, read_table
+from configs.schema import DataConfig, SourceConfig, SourceKind
+from data.cache import Cache, digest
+from data.columns import RowContext
 from data.images import ImageRules
-from data.ledger import Ledger
-from data.render import Renderer, Sample
+from data.remote import Downloads
 from data.rows import Row
+from data.sources.files import open_files, open_shards
+from data.sources.hub import HubRecords, hub_shards
+from data.sources.records import Records, Shard
 from data.sources.shipped import name_rows, number_rows, scene_rows, udhr_rows
+from data.sources.table import ListTable, RecordTable, RowTable
 
-T = TypeVar("T")
+SHIPPED = (
+    SourceKind.emoji_scenes,
+    SourceKind.concept_names,
+    SourceKind.number_words,
+    SourceKind.udhr,
+)
 
 
-def iterate_rows(name: str, data: DataConfig, source: SourceConfig, ledger: Ledger, *, seed: int
-) -> Iterator[Row]:  # fmt: skip
-    """Yield the rows of one source; those that cannot be made go to the ledger."""
-    if source.kind is not SourceKind.dataset:
-        yield from _shipped_rows(name, source, source.languages or data.languages, seed)
-        return
-    seen: set[str] = set()
-    for row_id, columns in read_table(name, source):
-        make = partial(_new_row, name, row_id, columns, source, image_rules(data), seen)
-        row = ledger.refuse_or(name, row_id, make)
-        if row is not None:
-            yield row
+def open_table(
+    key: str, name: str, data: DataConfig, source: SourceConfig, cache: Cache, *, seed: int
+) -> RowTable:
+    """Return the rows of one source.
+
+    Args:
+        key: of the source in the config (`data.sources.mine`), for messages.
+        name: of the source.
+        data: what all sources share.
+        source: where rows come from.
+        cache: what is kept between starts.
+        seed: of what is drawn: prompts, shipped rows.
+
+    Raises:
+        DataError: the source cannot be read or holds no row.
+    """
+    if source.kind in SHIPPED:
+        languages = source.languages or data.languages
+        made = list(_shipped_rows(key, name, source, languages, seed))
+        return ListTable(name, made, digest([asdict(source), languages, seed]))
+    records = _open_records(key, source, cache)
+    if not len(records):
+        raise DataError(f"{key}: path={source.path!r} holds no rows")
+    return RecordTable(name, records, source, row_context(records.root, data, cache, seed))
+
+
+def _open_records(key: str, source: SourceConfig, cache: Cache) -> Records:
+    if source.kind is SourceKind.dataset:
+        return HubRecords(key, source)
+    assert source.path is not None
+    try:
+        return open_files(source.path, cache)
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from error
+
+
+def open_stream(key: str, source: SourceConfig) -> Sequence[Shard]:
+    """Return the shards of one source, to be read in order.
+
+    Raises:
+        DataError: the source cannot be read, or not in order.
+    """
+    if source.kind is SourceKind.dataset:
+        return hub_shards(key, source)
+    assert source.path is not None
+    try:
+        return open_shards(source.path)
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from error
+
+
+def row_context(root: Path, data: DataConfig, cache: Cache, seed: int) -> RowContext:
+    """Return what making a row needs beside its columns."""
+    downloads = Downloads(cache.root / "pictures", data.max_image_bytes)
+    return RowContext(image_rules(data), root, seed, downloads if data.allow_urls else None)
 
 
 def image_rules(data: DataConfig) -> ImageRules:
@@ -36,24 +88,8 @@ def image_rules(data: DataConfig) -> ImageRules:
     return ImageRules(data.max_pixels, data.max_image_bytes, (red, green, blue))
 
 
-def _new_row(
-    name: str,
-    row_id: str,
-    columns: Mapping[str, Any],
-    source: SourceConfig,
-    rules: ImageRules,
-    seen: set[str],
-) -> Row:
-    if row_id in seen:
-        raise DataError(
-            f"an earlier row has the same id; {source.id_field!r} is no column of unique ids"
-        )
-    seen.add(row_id)
-    return make_row(name, row_id, columns, source, rules=rules)
-
-
 def _shipped_rows(
-    name: str, source: SourceConfig, languages: Sequence[str], seed: int
+    key: str, name: str, source: SourceConfig, languages: Sequence[str], seed: int
 ) -> Iterator[Row]:
     held_out, num_rows = source.held_out, source.num_rows
     if source.kind is SourceKind.number_words:
@@ -63,55 +99,7 @@ def _shipped_rows(
     if source.kind is SourceKind.udhr:
         return udhr_rows(name, languages, num_rows, held_out=held_out)
     if num_rows is None:
-        raise DataError(
-            f"data source {name}: kind={source.kind.value} has no end of its own; set num_rows"
-        )
+        raise DataError(f"{key}: kind={source.kind.value} has no end of its own; set num_rows")
     if source.kind is SourceKind.concept_names:
         return name_rows(name, languages, num_rows, seed=seed)
     return scene_rows(name, languages, num_rows, held_out=held_out, seed=seed)
-
-
-def new_ledger(data: DataConfig) -> Ledger:
-    """Return an empty ledger with the config's rules."""
-    return Ledger(skip=data.on_bad_row is BadRow.skip, max_bad_ratio=data.max_bad_ratio)
-
-
-def read_rows(
-    data: DataConfig, sources: dict[str, SourceConfig], ledger: Ledger, *, seed: int
-) -> dict[str, list[Row]]:
-    """Return the rows of each source."""
-    return {
-        name: list(iterate_rows(name, data, source, ledger, seed=seed))
-        for name, source in sources.items()
-    }
-
-
-def render_rows(
-    rows: dict[str, list[Row]], renderer: Renderer, data: DataConfig, ledger: Ledger
-) -> dict[str, list[Sample]]:
-    """Return the rendered samples of each source; rows that cannot be rendered go to the ledger.
-
-    Raises:
-        DataError: a bad row where none may be skipped, too many, or no usable row at all.
-    """
-    samples: dict[str, list[Sample]] = {}
-    for name, group in rows.items():
-        made = (
-            ledger.attempt(name, row.id, lambda row=row: _render(row, renderer, data))  # type: ignore[misc]
-            for row in group
-        )
-        samples[name] = [sample for sample in made if sample is not None]
-    ledger.check()
-    empty = [name for name, group in samples.items() if not group]
-    if empty:
-        raise DataError(f"no usable row in the source {', '.join(empty)}; mend it or leave it out")
-    return samples
-
-
-def _render(row: Row, renderer: Renderer, data: DataConfig) -> Sample:
-    """Render one row. Where rows may be skipped its pictures are decoded once, here, so that a
-    broken one is left out before the packs are planned and not in the middle of the run."""
-    if data.on_bad_row is BadRow.skip:
-        for image in row.images:
-            image.load()
-    return renderer.render(row, max_tokens=data.max_tokens, max_tiles=data.max_tiles)

@@ -30,7 +30,10 @@ class Records(Protocol):
     side by side.
     """
 
-    root: Path  # folder that the paths of pictures start from where the config names none
+    @property
+    def root(self) -> Path:
+        """Return the folder that paths of pictures start from where the config names none."""
+        ...
 
     def __len__(self) -> int:
         """Return the number of rows, those that cannot be read included."""
@@ -66,8 +69,15 @@ class Found:
 class Shard(Protocol):
     """A part of a source that is read from its start to its end."""
 
-    name: str
-    root: Path  # as of Records
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        ...
+
+    @property
+    def root(self) -> Path:
+        """Return the folder that the paths of pictures start from, as of Records."""
+        ...
 
     def read(self, cursor: Any = None) -> Iterator[Found]:
         """Yield rows in order, from the start or from behind the row whose `after` is given."""

@@ -1,5 +1,6 @@
 """Packed batches: shapes, restarts, labels, pixels in order, and no dependence on ranks."""
 
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,10 @@ import torch
 from data_pico import PLENTY, asked, bare_sample, encode, in_memory, noise, picture
 
 from configs.errors import DataError
-from data.batches import PackedBatches, load_pixels, make_batch, take_first
+from data.batches import make_batch
+from data.loader import Job
 from data.pack import PackPlan
+from data.packs import PlannedPacks
 from data.render import IGNORED, Renderer
 
 
@@ -72,7 +75,7 @@ def test_a_picture_that_breaks_off_is_told_with_its_row(renderer: Renderer) -> N
     data = encode(noise(200, 100), "JPEG")
     sample = renderer.render(asked("q", "a", in_memory(data[: len(data) // 2])), **PLENTY)
     with pytest.raises(DataError, match=r"^row tests/7: image 'a.png' cannot be read: .*truncated"):
-        load_pixels(sample, renderer.image_processor)
+        make_batch([sample], renderer.image_processor)
 
 
 def test_a_picture_of_other_tiles_than_promised(
@@ -80,7 +83,7 @@ def test_a_picture_of_other_tiles_than_promised(
 ) -> None:
     sample = renderer.render(asked("q", "a", picture(100, 30)), **PLENTY)
     with pytest.raises(DataError, match="row tests/7: 4 image tiles where its header promised 1"):
-        load_pixels(sample, tiling_renderer.image_processor)
+        make_batch([sample], tiling_renderer.image_processor)
 
 
 def numbered(num_samples: int, packs_per_step: int) -> tuple[list[Any], PackPlan]:
@@ -100,22 +103,21 @@ def numbered(num_samples: int, packs_per_step: int) -> tuple[list[Any], PackPlan
     return samples, plan
 
 
+def token_ids(job: Job, samples: list[Any]) -> list[int]:
+    """The token ids of a job's batch."""
+    batch = make_batch([samples[i] for i in job.samples], None)
+    ids: list[int] = batch["input_ids"][0].tolist()
+    return ids
+
+
 def global_batches(num_ranks: int, num_steps: int) -> list[list[list[int]]]:
     """For each step the sorted packs that all ranks take together, as token ids."""
     samples, plan = numbered(100, packs_per_step=4)
-    ranks = [
-        PackedBatches(samples, plan, None, num_steps=num_steps, rank=rank, num_ranks=num_ranks)
-        for rank in range(num_ranks)
-    ]
+    jobs = [PlannedPacks(plan, rank=rank, num_ranks=num_ranks).jobs(0) for rank in range(num_ranks)]
     each = plan.packs_per_step // num_ranks
-    assert [len(batches) for batches in ranks] == [num_steps * each] * num_ranks
     return [
-        sorted(
-            batches[step * each + number]["input_ids"][0].tolist()
-            for batches in ranks
-            for number in range(each)
-        )
-        for step in range(num_steps)
+        sorted(token_ids(next(of_rank), samples) for of_rank in jobs for _ in range(each))
+        for _ in range(num_steps)
     ]
 
 
@@ -128,19 +130,16 @@ def test_global_batches_are_the_same_for_any_number_of_ranks() -> None:
 
 def test_an_epoch_of_batches_holds_every_token_once() -> None:
     samples, plan = numbered(100, packs_per_step=4)
-    batches = PackedBatches(samples, plan, None, num_steps=plan.num_steps(1))
-    ids = np.concatenate([batches[i]["input_ids"][0].numpy() for i in range(len(batches))])
+    jobs = islice(PlannedPacks(plan, rank=0, num_ranks=1).jobs(0), 4 * plan.num_steps(1))
+    ids = [token for job in jobs for token in token_ids(job, samples)]
     assert sorted(ids) == list(range(sum(sample.num_tokens for sample in samples)))
 
 
-def test_a_batch_is_the_same_however_often_and_late_it_is_asked_for() -> None:
-    samples, plan = numbered(100, packs_per_step=4)
-    batches = PackedBatches(samples, plan, None, num_steps=50)
-    late = batches[150]
-    again = PackedBatches(*numbered(100, packs_per_step=4), None, num_steps=50)
-    assert all(torch.equal(late[name], again[150][name]) for name in late)
-
-
-def test_the_collator_takes_the_pack_as_it_is() -> None:
-    batch = {"input_ids": torch.zeros(1, 3)}
-    assert take_first([batch]) is batch
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_going_on_from_a_step_is_what_an_unbroken_run_gives(num_ranks: int) -> None:
+    _, plan = numbered(100, packs_per_step=4)
+    for rank in range(num_ranks):
+        each = 4 // num_ranks
+        unbroken = list(islice(PlannedPacks(plan, rank=rank, num_ranks=num_ranks).jobs(0), 200))
+        again = PlannedPacks(numbered(100, packs_per_step=4)[1], rank=rank, num_ranks=num_ranks)
+        assert list(islice(again.jobs(37), 20)) == unbroken[37 * each : 37 * each + 20]

@@ -244,6 +244,44 @@ def test_paths_below_the_root(tmp_path: Path) -> None:
     assert refused(lambda: resolve_under(root, "deep")).endswith("deep' does not exist")
 
 
+def test_links_are_followed_to_where_they_end(tmp_path: Path) -> None:
+    """Allowed is what ends below the root, whichever way leads there."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for folder in (root / "deep", outside):
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_bytes(b"")
+    (root / "inside").symlink_to(root / "deep")
+    (root / "out").symlink_to(outside)
+    (root / "deep/back").symlink_to("..")
+    (root / "loop.png").symlink_to("loop.png")
+    (outside / "in").symlink_to(root / "deep")
+    (tmp_path / "alias").symlink_to(root)
+    for reference in ("inside/a.png", "deep/back/deep/a.png", "out/in/a.png", "deep//./a.png"):
+        assert resolve_under(root, reference) == root / "deep/a.png"
+    assert resolve_under(tmp_path / "alias", "deep/a.png") == root / "deep/a.png"
+    assert resolve_under(root, str(tmp_path / "alias/deep/a.png")) == root / "deep/a.png"
+    for escape in ("out/a.png", "deep/back/../outside/a.png", "out/gone.png", ".."):
+        assert refused(lambda e=escape: resolve_under(root, e)) == (
+            f"image {escape!r} leaves image_root {str(root)!r}"
+        )
+    (tmp_path / "root2").mkdir()
+    (tmp_path / "root2/a.png").write_bytes(b"")
+    assert "leaves image_root" in refused(lambda: resolve_under(root, "../root2/a.png"))
+    assert "Too many levels" in refused(lambda: resolve_under(root, "loop.png"))
+    for folder in (".", "deep/", "deep/a.png/x"):
+        assert "does not exist" in refused(lambda f=folder: resolve_under(root, f))
+
+
+def test_a_relative_root_starts_where_the_process_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "root").mkdir(parents=True)
+        (tmp_path / name / "root/a.png").write_bytes(b"")
+        monkeypatch.chdir(tmp_path / name)
+        assert resolve_under(Path("root"), "a.png") == tmp_path / name / "root/a.png"
+
+
 @pytest.mark.parametrize(
     "url", ["http://a/b.png", "https://a/b.png", "file:///etc/passwd", "s3://a/b"]
 )

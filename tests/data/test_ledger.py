@@ -2,64 +2,56 @@
 
 import json
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import pytest
 
 from configs.errors import DataError
-from data.ledger import NUM_SHOWN, Ledger
+from data.ledger import NUM_JUDGED, NUM_SHOWN, BadRow, Ledger
+
+EMPTY = "has an empty answer"
 
 
-def bad() -> NoReturn:
-    raise DataError("has an empty answer")
+def rows(number: int, source: str = "bad") -> list[BadRow]:
+    return [BadRow(source, str(i), EMPTY) for i in range(number)]
 
 
 def filled(num_good: int, num_bad: int, max_bad_ratio: float = 0.5) -> Ledger:
     ledger = Ledger(skip=True, max_bad_ratio=max_bad_ratio)
-    for number in range(num_good):
-        ledger.attempt("good", str(number), lambda: 1)
-    for number in range(num_bad):
-        ledger.attempt("bad", str(number), bad)
+    ledger.add("good", num_good, rows(num_bad, "good"))
     return ledger
 
 
-def test_a_good_row_is_used_and_given_back() -> None:
-    ledger = Ledger(skip=False, max_bad_ratio=0.0)
-    assert ledger.attempt("a", "1", lambda: "made") == "made"
-    assert ledger.num_used == {"a": 1}
-    ledger.check()
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_without_skip_a_bad_row_stops_and_is_named() -> None:
-    ledger = Ledger(skip=False, max_bad_ratio=1.0)
     with pytest.raises(DataError) as caught:
-        ledger.attempt("captions", "row-12", bad)
+        Ledger(skip=False, max_bad_ratio=1.0).add("captions", 5, [BadRow("captions", "12", EMPTY)])
     assert str(caught.value).splitlines() == [
-        "row captions/row-12: has an empty answer",
+        "row captions/12: has an empty answer",
         "  mend the row, or leave such rows out with data.on_bad_row=skip",
     ]
 
 
-def test_with_skip_it_is_counted_and_never_replaced() -> None:
-    ledger = Ledger(skip=True, max_bad_ratio=1.0)
-    assert ledger.attempt("a", "1", bad) is None
-    assert ledger.refuse_or("a", "2", bad) is None
-    assert ledger.bad == [
-        {"source": "a", "id": "1", "reason": "has an empty answer"},
-        {"source": "a", "id": "2", "reason": "has an empty answer"},
+def test_without_skip_many_bad_rows_are_told_together() -> None:
+    with pytest.raises(DataError) as caught:
+        Ledger(skip=False, max_bad_ratio=1.0).add("bad", 5, rows(7))
+    assert str(caught.value).splitlines() == [
+        "7 rows cannot be used:",
+        *(f"  bad/{number}: has an empty answer" for number in range(NUM_SHOWN)),
+        "  and 2 more",
+        "  mend them, or leave such rows out with data.on_bad_row=skip",
     ]
-    assert ledger.num_used.total() == 0
 
 
-def test_a_row_is_counted_as_used_only_when_it_is_rendered() -> None:
-    ledger = Ledger(skip=True, max_bad_ratio=1.0)
-    ledger.refuse_or("a", "1", lambda: 1)
-    assert ledger.num_used.total() == 0
-
-
-def test_other_errors_are_not_rows_faults() -> None:
-    with pytest.raises(ZeroDivisionError):
-        Ledger(skip=True, max_bad_ratio=1.0).attempt("a", "1", lambda: 1 // 0)
+def test_with_skip_rows_are_counted() -> None:
+    ledger = filled(7, 2)
+    ledger.check()
+    assert ledger.num_used == {"good": 7}
+    assert ledger.bad == rows(2, "good")
+    assert ledger.num_bad == 2
 
 
 @pytest.mark.parametrize(("num_bad", "passes"), [(0, True), (5, True), (6, False), (50, False)])
@@ -76,32 +68,81 @@ def test_the_share_of_bad_rows_is_limited(num_bad: int, passes: bool) -> None:
         f"{num_bad} of {total} rows are bad ({num_bad / total:.1%}), more than "
         "data.max_bad_ratio=0.05"
     )
-    assert lines[1:] == [f"  bad/{number}: has an empty answer" for number in range(NUM_SHOWN)] + [
+    assert lines[1:] == [f"  good/{number}: {EMPTY}" for number in range(NUM_SHOWN)] + [
         f"  and {num_bad - NUM_SHOWN} more"
     ]
 
 
+def test_rows_met_while_training_count_too() -> None:
+    ledger = filled(95, 4, max_bad_ratio=0.05)
+    ledger.check()
+    ledger.meet(3, [BadRow("good", "late", "cannot be decoded")])
+    with pytest.raises(DataError, match="5 of 99 rows are bad"):
+        ledger.check_ratio()
+
+
+@pytest.mark.parametrize(("num_used", "is_last", "passes"), [
+    (10, False, True), (10, True, False), (NUM_JUDGED, False, True), (NUM_JUDGED, True, True),
+])  # fmt: skip
+def test_a_stream_is_judged_by_enough_rows(num_used: int, is_last: bool, passes: bool) -> None:
+    ledger = Ledger(skip=True, max_bad_ratio=0.05)
+    ledger.meet(1, rows(3))
+    if passes:
+        ledger.check_ratio(num_used, is_last=is_last)
+    else:
+        with pytest.raises(DataError, match="3 of 13 rows are bad"):
+            ledger.check_ratio(num_used, is_last=is_last)
+
+
 def test_nothing_usable_is_an_error_whatever_the_limit() -> None:
-    with pytest.raises(DataError, match="no usable row: all 3 rows are bad\n  bad/0: has an empty"):
+    with pytest.raises(DataError, match="no usable row: all 3 rows are bad\n  good/0: has an empt"):
         filled(0, 3, max_bad_ratio=1.0).check()
     with pytest.raises(DataError, match="no usable row: the sources hold no rows"):
         Ledger(skip=False, max_bad_ratio=0.0).check()
 
 
+def test_a_source_of_which_nothing_is_left_is_named() -> None:
+    ledger = filled(100, 0)
+    ledger.add("other", 0, rows(2, "other"))
+    with pytest.raises(DataError, match="no usable row in the source other; .*\n  other/0: has"):
+        ledger.check()
+
+
 def test_what_was_left_out_is_told(caplog: pytest.LogCaptureFixture) -> None:
     filled(9, 1).check()
-    assert "left out 1 of 10 rows\n  bad/0: has an empty answer" in caplog.text
+    assert "left out 1 of 10 rows\n  good/0: has an empty answer" in caplog.text
 
 
 def test_the_file_counts_sources_and_names_bad_rows(tmp_path: Path) -> None:
-    ledger = filled(3, 2)
-    ledger.bad[0]["reason"] = "größer"
+    ledger = filled(3, 1)
+    ledger.add("bad", 0, [BadRow("bad", "0", "größer")])
     ledger.write(tmp_path / "rows.jsonl")
-    text = (tmp_path / "rows.jsonl").read_text(encoding="utf-8")
-    assert [json.loads(line) for line in text.splitlines()] == [
-        {"source": "bad", "used": 0, "bad": 2},
-        {"source": "good", "used": 3, "bad": 0},
+    assert lines_of(tmp_path / "rows.jsonl") == [
+        {"source": "bad", "used": 0, "bad": 1},
+        {"source": "good", "used": 3, "bad": 1},
+        {"source": "good", "id": "0", "reason": "has an empty answer"},
         {"source": "bad", "id": "0", "reason": "größer"},
-        {"source": "bad", "id": "1", "reason": "has an empty answer"},
     ]
-    assert "größer" in text
+    assert "größer" in (tmp_path / "rows.jsonl").read_text(encoding="utf-8")
+
+
+def test_a_run_that_goes_on_forgets_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    first = filled(9, 1)
+    first.write(path)
+    for step in (2, 4, 6):
+        Ledger.append(path, first.meet(step, [BadRow("good", f"at-{step}", "broken")]))
+    whole = lines_of(path)
+    again = filled(9, 1)
+    again.write(path)
+    assert lines_of(path) == whole
+    again.resume(path, 4)
+    assert [line["id"] for line in again.met] == ["at-2", "at-4"]
+    Ledger.append(path, again.meet(6, [BadRow("good", "at-6", "broken")]))
+    assert lines_of(path) == whole
+    assert again.met == first.met
+
+
+def test_the_order_of_ranks_does_not_show(tmp_path: Path) -> None:
+    one, two = (Ledger(skip=True, max_bad_ratio=1.0) for _ in range(2))
+    assert one.meet(1, rows(4)) == two.meet(1, rows(4)[::-1])

@@ -141,7 +141,7 @@ def test_the_patch_size_is_the_towers(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_learns_from_the_rows_and_the_questions_to_come() -> None:
-    rows = {"a": [Row("1", "a", "en", question("asked", "told"))]}
+    rows = [Row("1", "a", "en", question("asked", "told"))]
     texts = list(texts_for_tokenizer(rows, ["fr"]))
     assert texts[:2] == ["asked", "told"]
     assert "Traduis en français." in texts

@@ -18,7 +18,7 @@ import train.evaluation
 from configs.command import load_config
 from configs.errors import CheckpointError, ConfigError
 from data.processor import load_processor
-from data.render import Renderer
+from data.render import Renderer, Sample
 from data.rows import question
 from train.build_model import load_text_lm, load_vlm
 from train.evaluate_run import evaluate
@@ -67,6 +67,11 @@ def mean(losses: list[torch.Tensor]) -> float:
     return float(torch.cat(losses).double().mean())
 
 
+def tiles_of(held_out: HeldOut, sample: Sample) -> Any:
+    """The tiles of a sample's pictures, or None."""
+    return held_out.pictures.tiles(sample) if sample.row.images else None
+
+
 @pytest.mark.parametrize("max_batch_tokens", [2048, 100])
 def test_losses_are_those_of_each_sample_alone(
     max_batch_tokens, pipeline, held_out, model, monkeypatch
@@ -78,7 +83,7 @@ def test_losses_are_those_of_each_sample_alone(
     for name, samples in held_out.groups.items():
         for code in ("en", "fr"):
             group = [s for s in samples if s.row.language == code]
-            losses = [naive_nll(plain, s, held_out._pixels.get(id(s))) for s in group]
+            losses = [naive_nll(plain, s, tiles_of(held_out, s)) for s in group]
             assert results[name].nll[code] == pytest.approx(mean(losses), abs=WORST_NLL)
 
 
@@ -101,13 +106,14 @@ def test_the_gap_is_the_loss_with_another_picture_minus_the_loss(pipeline, held_
     plain = AutoModelForImageTextToText.from_pretrained(pipeline.sft).eval()
     result = held_out.measure(model, generate=False)["scenes"]
     samples = held_out.groups["scenes"]
-    others = [i or 0 for i in _other_pictures(samples, [held_out._pixels[id(s)] for s in samples])]
+    digests = [held_out.pictures.digest(s) for s in samples]
+    others = [i or 0 for i in _other_pictures(samples, digests)]
     for code in ("en", "fr"):
         group = [(s, samples[i]) for s, i in zip(samples, others, strict=True)
                  if s.row.language == code]  # fmt: skip
         assert all(s.row.turns[-1] != other.row.turns[-1] for s, other in group)
         right, wrong = (
-            mean([naive_nll(plain, s, held_out._pixels[id((s, other)[which])])
+            mean([naive_nll(plain, s, tiles_of(held_out, (s, other)[which]))
                   for s, other in group])
             for which in (0, 1)
         )  # fmt: skip
@@ -132,21 +138,21 @@ def test_no_other_picture_no_gap(held_out, model):
         replace(s, row=replace(s.row, turns=question("?", "same", num_images=1)))
         for s in held_out.groups["scenes"]
     ]
-    pixels = [held_out._pixels[id(s)] for s in held_out.groups["scenes"]]
-    assert _other_pictures(samples, pixels) == [None] * len(samples)
+    digests = [held_out.pictures.digest(s) for s in held_out.groups["scenes"]]
+    assert _other_pictures(samples, digests) == [None] * len(samples)
 
 
 def test_one_picture_in_many_languages_is_one_picture(held_out):
     """Else the gap of the commonest multilingual set, captions by language, would go to 0."""
     samples = held_out.groups["scenes"]
-    same = [held_out._pixels[id(samples[0])]] * len(samples)
+    same = [held_out.pictures.digest(samples[0])] * len(samples)
     assert _other_pictures(samples, same) == [None] * len(samples)
 
 
 def test_another_picture_has_as_many_tiles(held_out):
     samples = [replace(s, num_tiles=(1 + i % 2,)) for i, s in enumerate(held_out.groups["scenes"])]
-    pixels = [held_out._pixels[id(s)] for s in held_out.groups["scenes"]]
-    others = _other_pictures(samples, pixels)
+    digests = [held_out.pictures.digest(s) for s in held_out.groups["scenes"]]
+    others = _other_pictures(samples, digests)
     assert any(other is not None for other in others)
     for i, other in enumerate(others):
         assert other is None or (other != i and samples[other].num_tiles == samples[i].num_tiles)

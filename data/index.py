@@ -1,0 +1,237 @@
+"""How long each row of a source is, without its pixels: what packing must know, measured once.
+
+Rows are measured by rendering them (text and image headers), in parallel, and kept in the cache
+under a digest of all that decides the result: the rows, the tokenizer and processor, the code. An
+edited file or picture is noticed. Budgets are applied afterwards, so changing one measures nothing.
+"""
+
+import json
+import logging
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from configs.errors import DataError
+from configs.languages import LANGUAGES
+from data.cache import Cache, code_fingerprint, combine, digest
+from data.images import FileImage
+from data.ledger import BadRow, refusal
+from data.render import Renderer, Sample
+from data.sources.table import RowTable
+
+log = logging.getLogger(__name__)
+FIELDS = np.dtype(
+    [
+        ("num_tokens", "<i4"),  # image tokens included
+        ("num_supervised", "<i4"),  # tokens
+        ("num_image_tokens", "<i4"),
+        ("num_tiles", "<i4"),
+        ("language", "u1"),  # number in configs.languages.LANGUAGES
+        ("is_bad", "?"),
+        ("id_hash", "<u8"),
+    ]
+)
+CHUNK = 512  # rows a worker measures at once
+PROBED = 100  # rows that are measured first, so that a wrong field is told at once
+SERIAL = 2 * CHUNK  # up to so many rows, other processes cost more than they save
+LANGUAGE_NUMBER = {code: number for number, code in enumerate(LANGUAGES)}
+
+Lengths = npt.NDArray[np.void]  # [rows] of FIELDS
+
+
+@dataclass(frozen=True)
+class SourceIndex:
+    """The measured rows of one source."""
+
+    lengths: Lengths  # [rows], memory-mapped; zeros where a row is bad
+    bad: dict[int, BadRow]  # by row number
+
+
+@dataclass
+class _Measured:
+    """What one chunk of rows gave."""
+
+    lengths: Lengths
+    bad: list[tuple[int, str, str]]  # row number, id, reason
+    pictures: list[str]  # paths of picture files
+
+
+def build_index(
+    table: RowTable,
+    renderer: Renderer,
+    cache: Cache,
+    *,
+    settings: object,
+    verify_pixels: bool,
+    num_workers: int | None,
+    fail_early: bool,
+) -> SourceIndex:
+    """Return the index of a source, from the cache where nothing has changed.
+
+    Args:
+        table: the rows.
+        renderer: of the model's processor.
+        cache: where the index is kept.
+        settings: plain values that decide, beside the rows, what is made of them.
+        verify_pixels: decode each picture once, not its header alone.
+        num_workers: processes that measure; None: one a core.
+        fail_early: raise at a bad row among the first ones, before the others are measured.
+
+    Raises:
+        DataError: `fail_early`, and one of the first rows cannot be used.
+    """
+    told = digest([settings, verify_pixels, table.name])
+    key = combine([code_fingerprint(), table.fingerprint(), renderer.fingerprint(), told])
+    measure = partial(_measure_chunk, table, renderer, verify_pixels)
+
+    def build(folder: Path) -> None:
+        if fail_early and len(table) > PROBED:
+            _probe(table, measure)
+        _write(folder, _measure_all(table, measure, num_workers or usable_cores()))
+
+    folder = cache.folder("index", key, build, is_valid=pictures_unchanged)
+    return _read(folder, table.name)
+
+
+def usable_cores() -> int:
+    """Return the CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _probe(table: RowTable, measure: "partial[_Measured]") -> None:
+    found = measure(range(PROBED)).bad
+    if found:
+        raise DataError(
+            refusal([BadRow(table.name, row_id, reason) for _, row_id, reason in found])
+        )
+
+
+def _measure_all(
+    table: RowTable, measure: "partial[_Measured]", num_workers: int
+) -> Iterator[_Measured]:
+    chunks = [range(i, min(i + CHUNK, len(table))) for i in range(0, len(table), CHUNK)]
+    bar = tqdm(
+        total=len(table), desc=f"measuring {table.name}", unit="row", delay=5, mininterval=1
+    )  # fmt: skip
+    with bar:
+        for done in _mapped(measure, chunks, num_workers if len(table) > SERIAL else 1):
+            bar.update(len(done.lengths))
+            yield done
+
+
+def _mapped(
+    measure: "partial[_Measured]", chunks: Sequence[range], num_workers: int
+) -> Iterator[_Measured]:
+    if num_workers == 1:
+        yield from map(measure, chunks)
+        return
+    global _forked
+    _forked = measure  # forked workers find it here: nothing of it is pickled
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a process a core is enough
+    with multiprocessing.get_context("fork").Pool(num_workers) as pool:
+        yield from pool.imap(_call, chunks)
+
+
+_forked: Any = None
+
+
+def _call(rows: range) -> _Measured:
+    done: _Measured = _forked(rows)
+    return done
+
+
+def _measure_chunk(
+    table: RowTable, renderer: Renderer, verify_pixels: bool, rows: range
+) -> _Measured:
+    done = _Measured(np.zeros(len(rows), FIELDS), [], [])
+    for at, number in enumerate(rows):
+        try:
+            row = table.row(number)
+            done.pictures += filter(None, map(_own_file, row.images))
+            sample = renderer.render(row, check=True)
+            if verify_pixels:
+                for picture in row.images:
+                    picture.load()
+        except DataError as error:
+            done.bad.append((number, table.row_id(number), str(error)))
+            done.lengths[at]["is_bad"] = True
+            continue
+        done.lengths[at] = (
+            sample.num_tokens,
+            int(sample.supervised.sum()),
+            _num_image_tokens(renderer, sample),
+            sum(sample.num_tiles),
+            LANGUAGE_NUMBER[row.language],
+            False,
+            int(digest(row.id)[:16], 16),
+        )
+    return done
+
+
+def _num_image_tokens(renderer: Renderer, sample: Sample) -> int:
+    token = getattr(renderer.processing_class, "image_token_id", None)
+    return 0 if token is None else int((sample.input_ids == token).sum())
+
+
+def _own_file(picture: Any) -> str | None:
+    """Return the path of a picture that is a file of its own."""
+    is_own = isinstance(picture, FileImage) and picture.part is None
+    return str(picture.path) if is_own else None
+
+
+# -------------------------------------------------------------------------- kept on disk
+
+
+def _write(folder: Path, chunks: Iterator[_Measured]) -> None:
+    pictures: dict[str, None] = {}
+    lengths = []
+    with (folder / "bad.jsonl").open("w", encoding="utf-8") as file:
+        for chunk in chunks:
+            lengths.append(chunk.lengths)
+            pictures.update(dict.fromkeys(chunk.pictures))
+            file.writelines(json.dumps(bad, ensure_ascii=False) + "\n" for bad in chunk.bad)
+    np.save(folder / "lengths.npy", np.concatenate(lengths) if lengths else np.zeros(0, FIELDS))
+    (folder / "pictures.txt").write_bytes("\0".join(pictures).encode("utf-8", "surrogateescape"))
+    (folder / "signature.txt").write_text(_signature(folder), encoding="ascii")
+
+
+def _read(folder: Path, source: str) -> SourceIndex:
+    lengths = np.load(folder / "lengths.npy", mmap_mode="r", allow_pickle=False)
+    with (folder / "bad.jsonl").open(encoding="utf-8") as file:
+        bad = [json.loads(line) for line in file]
+    return SourceIndex(
+        lengths, {number: BadRow(source, row_id, reason) for number, row_id, reason in bad}
+    )
+
+
+def pictures_unchanged(folder: Path) -> bool:
+    """Whether the picture files that an index was made from have the same size and time still."""
+    return (folder / "signature.txt").read_text(encoding="ascii") == _signature(folder)
+
+
+def _signature(folder: Path) -> str:
+    names = (folder / "pictures.txt").read_bytes()
+    return digest([_stat(name) for name in names.split(b"\0")] if names else [])
+
+
+def _stat(name: bytes) -> tuple[int, int]:
+    try:
+        found = os.stat(name)
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
+
+
+def settings_of(source: Any, **shared: Any) -> object:
+    """Return what, beside rows and processor, decides the index of a source, as plain values."""
+    told = asdict(source)
+    del told["weight"]  # decides how often a row is seen, not what it is
+    return [told, sorted(shared.items())]

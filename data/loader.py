@@ -1,0 +1,132 @@
+"""Packs to tensors, in worker processes: a job is a pack, a worker makes its batch.
+
+The plan stays in the main process. Workers get numbers of samples (of a stream: the samples) and
+give back tensors, which torch hands over in shared memory. What a worker is at work on stands in
+shared memory too, so that one that dies can be told with its row.
+"""
+
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from configs.errors import DataError
+from data.batches import BAD_ROWS, Batch, make_batch
+from data.ledger import BadRow
+from data.render import Sample
+from data.samples import SampleTable
+
+REMEMBERED = 1024  # jobs given out whose rows can still be named
+DEAD = re.compile(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)")
+SHARED_MEMORY = (
+    "\n  out of memory, or of shared memory (in a container: raise --shm-size or lower "
+    "data.num_workers), or a picture that crashes its decoder"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A pack to make a batch of."""
+
+    number: int  # of this rank's jobs, from the start of the run
+    samples: Sequence[int] | Sequence[Sample]
+    bad_rows: list[BadRow] = field(default_factory=list)  # met while the pack was put together
+
+
+class PackDataset(Dataset[Batch]):
+    """Makes the batch of a job."""
+
+    def __init__(
+        self, table: SampleTable | None, image_processor: Any, *, skip: bool, num_workers: int
+    ) -> None:
+        """Take the table that numbers of samples refer to; a stream has none."""
+        self.table, self.image_processor, self.skip = table, image_processor, skip
+        # [workers, 3]: process id, job, place in the pack of the sample at work; -1: none
+        self.at_work = torch.full((max(num_workers, 1), 3), -1).share_memory_()
+
+    def __getitem__(self, job: Job) -> Batch:
+        worker = get_worker_info()
+        mine = self.at_work[worker.id if worker else 0]
+        mine[0] = os.getpid()
+        samples = []
+        for place in range(len(job.samples)):
+            mine[1:] = torch.tensor([job.number, place])
+            samples.append(self._sample(job.samples[place]))
+        batch = make_batch(
+            samples,
+            self.image_processor,
+            skip=self.skip,
+            on_sample=lambda place: mine[2:].fill_(place),
+        )
+        mine[1:] = -1
+        if job.bad_rows:
+            batch[BAD_ROWS] = [*job.bad_rows, *batch.get(BAD_ROWS, [])]
+        return batch
+
+    def _sample(self, sample: int | Sample) -> Sample:
+        if isinstance(sample, Sample):
+            return sample
+        assert self.table is not None
+        return self.table.sample(sample)
+
+
+class JobSampler(Sampler[Job]):
+    """The jobs of a rank in order, remembered for a while."""
+
+    def __init__(self, jobs: Callable[[], Iterator[Job]], num_jobs: int) -> None:
+        """Take what starts the jobs, and the number of jobs of the whole run."""
+        self.jobs, self.num_jobs = jobs, num_jobs
+        self.given: deque[Job] = deque(maxlen=REMEMBERED)
+
+    def __iter__(self) -> Iterator[Job]:
+        for job in self.jobs():  # which may know no end
+            if job.number >= self.num_jobs:
+                return
+            self.given.append(job)
+            yield job
+
+    def __len__(self) -> int:
+        return self.num_jobs
+
+
+def make_loader(dataset: PackDataset, sampler: JobSampler, *, num_workers: int) -> Any:
+    """Return a DataLoader of one batch a job. It draws nothing from torch's global generator."""
+    return DataLoader(
+        dataset,
+        batch_size=1,
+        sampler=sampler,
+        collate_fn=_take_first,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )
+
+
+def _take_first(batches: list[Batch]) -> Batch:
+    return batches[0]
+
+
+def told_by_worker(error: RuntimeError, dataset: PackDataset, sampler: JobSampler) -> DataError:
+    """Return the error of a worker that died, with the row it was on."""
+    found = DEAD.search(str(error))
+    pids = {int(pid) for pid in found.group(1).split(",")} if found else set()
+    rows = []
+    for pid, number, place in dataset.at_work.tolist():
+        job = next((job for job in sampler.given if job.number == number), None)
+        if pid in pids and job is not None:
+            rows.append(_name(job.samples[place], dataset.table))
+    where = f"while it prepared row {', '.join(rows)}" if rows else "between two rows"
+    first = str(error).strip().splitlines()[0]
+    return DataError(f"a data worker died {where}: {first}{SHARED_MEMORY}")
+
+
+def _name(sample: int | Sample, table: SampleTable | None) -> str:
+    if isinstance(sample, Sample):
+        return str(sample.row)
+    assert table is not None
+    return table.row_name(sample)

@@ -1,0 +1,137 @@
+"""Rows of anything `datasets.load_dataset` reads: the hub, parquet, folders it knows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from configs.errors import DataError
+from configs.schema import SourceConfig
+from data.sources.records import Columns, Found
+
+
+class HubRecords:
+    """A data set of `datasets` on disk (Arrow, memory-mapped); pictures stay encoded."""
+
+    def __init__(self, key: str, config: SourceConfig) -> None:
+        """Load it.
+
+        Raises:
+            DataError: it cannot be read, or lacks a column that the config names.
+        """
+        self.root = Path.cwd()
+        self.table = _load(key, config, streaming=False)
+        _check_columns(key, config, self.table.column_names)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def place(self, index: int) -> str:
+        """Return the row's number."""
+        return str(index)
+
+    def columns(self, index: int) -> Columns:
+        """Return row `index`."""
+        columns: Columns = self.table[index]
+        return columns
+
+    def fingerprint(self) -> str:
+        """Return the fingerprint that `datasets` keeps of files and of what was done to them."""
+        return str(self.table._fingerprint)
+
+
+@dataclass
+class HubShard:
+    """One shard of a streamed data set of `datasets`."""
+
+    table: Any  # an IterableDataset of all shards
+    number: int
+
+    def __post_init__(self) -> None:
+        self.root = Path.cwd()
+        self.name = f"shard {self.number}"
+
+    def read(self, cursor: Any = None) -> Iterator[Found]:
+        """Yield rows in order; `after` is the rows read and the state that `datasets` tells."""
+        rows = self.table.shard(num_shards=self.table.num_shards, index=self.number)
+        number, state = cursor or (0, None)
+        if state is not None:
+            rows.load_state_dict(state)
+        for columns in rows:
+            place, after = f"{self.number}-{number}", [number + 1, rows.state_dict()]
+            yield Found(number, place, partial(_same, columns), after)
+            number += 1
+
+
+def hub_shards(key: str, config: SourceConfig) -> list[HubShard]:
+    """Return the shards of a streamed data set.
+
+    Raises:
+        DataError: it cannot be read, or lacks a column that the config names.
+    """
+    table = _load(key, config, streaming=True)
+    if table.column_names is not None:
+        _check_columns(key, config, table.column_names)
+    return [HubShard(table, number) for number in range(table.num_shards)]
+
+
+def _same(columns: Columns) -> Columns:
+    return columns
+
+
+def _load(key: str, config: SourceConfig, *, streaming: bool) -> Any:
+    from datasets import load_dataset
+
+    assert config.path is not None
+    try:
+        table = load_dataset(
+            config.path,
+            config.name,
+            split=config.split,
+            data_files=config.data_files or None,
+            streaming=streaming,
+        )
+    except Exception as error:  # datasets raises a dozen kinds for what a user can cause
+        if isinstance(error, StopIteration):
+            error = FileNotFoundError("no file matches")
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise DataError(
+            f"{key}: cannot read path={config.path!r}, "
+            f"data_files={config.data_files}, split={config.split!r}: {reason}"
+        ) from error
+    return _keep_encoded(table, config.image_field)
+
+
+def _keep_encoded(table: Any, field: str | None) -> Any:
+    from datasets import Image, List
+
+    if table.features is None or field not in table.features:
+        return table
+    feature = table.features[field]
+    if isinstance(feature, Image):
+        return table.cast_column(field, Image(decode=False))
+    if isinstance(feature, List) and isinstance(feature.feature, Image):
+        return table.cast_column(field, List(Image(decode=False)))
+    return table
+
+
+def _check_columns(key: str, config: SourceConfig, present: list[str]) -> None:
+    wanted = {
+        "id_field": config.id_field,
+        "prompt_field": config.prompt_field,
+        "language_field": config.language_field,
+        "messages_field": config.messages_field,
+        "caption_field": None if config.messages_field else config.caption_field,
+        "image_field": config.image_field,
+    }
+    lacking = [
+        f"{key}.{name}={column}"
+        for name, column in wanted.items()
+        if column is not None and column not in present
+    ]
+    if lacking:
+        raise DataError(
+            f"{', '.join(lacking)}: no such column; the data set has {', '.join(present)}"
+            " (image_field=null for text alone)"
+        )

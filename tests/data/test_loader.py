@@ -1,0 +1,162 @@
+"""The loader: packs in order for any number of workers, tensors in shared memory, deaths named."""
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from data_pico import PLENTY, asked, picture
+from index_pico import captioned, config, indexed
+from PIL import Image
+
+from configs.errors import DataError
+from data.batches import BAD_ROWS
+from data.ledger import BadRow
+from data.loader import Job, JobSampler, PackDataset, make_loader, told_by_worker
+from data.render import Renderer, Sample
+from data.rows import Row
+
+
+@dataclass(frozen=True)
+class Killer:
+    """A picture whose decoder ends the process, as a crash in C code does."""
+
+    sign: int = signal.SIGKILL
+
+    def size(self) -> tuple[int, int]:
+        return 20, 20
+
+    def load(self) -> Image.Image:
+        os.kill(os.getpid(), self.sign)
+        raise AssertionError
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A picture whose pixels cannot be decoded."""
+
+    def size(self) -> tuple[int, int]:
+        return 20, 20
+
+    def load(self) -> Image.Image:
+        raise DataError("image 'b.png' cannot be read: truncated")
+
+
+def named(renderer: Renderer, name: str, image: Any) -> Sample:
+    row = asked("What?", f"A {name}.", image)
+    return renderer.render(Row(name, "mine", "en", row.turns, row.images), **PLENTY)
+
+
+def load(
+    renderer: Renderer, packs: list[list[Sample]], *, num_workers: int, skip: bool = False
+) -> list[dict[str, Any]]:
+    dataset = PackDataset(None, renderer.image_processor, skip=skip, num_workers=num_workers)
+
+    def jobs() -> Iterator[Job]:
+        yield from (Job(number, pack) for number, pack in enumerate(packs))
+
+    sampler = JobSampler(jobs, len(packs))
+    try:
+        return list(make_loader(dataset, sampler, num_workers=num_workers))
+    except RuntimeError as error:
+        raise told_by_worker(error, dataset, sampler) from None
+
+
+def test_any_number_of_workers_gives_the_same_batches(tmp_path: Path, renderer: Renderer) -> None:
+    samples, _ = indexed(config(captioned(tmp_path, 24)), renderer, tmp_path / "cache")
+    packs = [[i, i + 1, i + 2] for i in range(0, 24, 3)]
+    found = []
+    for num_workers in (0, 1, 3):
+        dataset = PackDataset(
+            samples, renderer.image_processor, skip=False, num_workers=num_workers
+        )
+        sampler = JobSampler(lambda: (Job(n, list(p)) for n, p in enumerate(packs)), len(packs))
+        found.append(list(make_loader(dataset, sampler, num_workers=num_workers)))
+    for batches in found[1:]:
+        assert len(batches) == 8
+        for one, other in zip(found[0], batches, strict=True):
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_only_as_many_jobs_as_the_run_has(renderer: Renderer) -> None:
+    sample = named(renderer, "a", picture(20, 20))
+
+    def jobs() -> Iterator[Job]:
+        number = 0
+        while True:
+            yield Job(number, [sample])
+            number += 1
+
+    sampler = JobSampler(jobs, 5)
+    dataset = PackDataset(None, renderer.image_processor, skip=False, num_workers=0)
+    loader = make_loader(dataset, sampler, num_workers=0)
+    assert len(loader) == len(list(loader)) == 5
+
+
+def test_the_global_generator_is_left_alone(renderer: Renderer) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    load(renderer, [[named(renderer, "a", picture(20, 20))]], num_workers=0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSEGV], ids=str)
+def test_a_worker_that_dies_is_told_with_its_row(renderer: Renderer, sign: int) -> None:
+    good = named(renderer, "good", picture(20, 20))
+    packs = [[good], [good, named(renderer, "killer", Killer(sign)), good], [good]]
+    with pytest.raises(DataError) as caught:
+        load(renderer, packs, num_workers=2)
+    message = str(caught.value)
+    assert message.startswith("a data worker died while it prepared row mine/killer: ")
+    assert "raise --shm-size or lower data.num_workers" in message
+
+
+def test_a_worker_that_dies_idle(renderer: Renderer) -> None:
+    dataset = PackDataset(None, renderer.image_processor, skip=False, num_workers=1)
+    sampler = JobSampler(lambda: iter(()), 0)
+    error = RuntimeError("DataLoader worker (pid(s) 12345) exited unexpectedly")
+    assert "died between two rows: " in str(told_by_worker(error, dataset, sampler))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_broken_picture_is_told_with_its_row(renderer: Renderer, num_workers: int) -> None:
+    packs = [[named(renderer, "good", picture(20, 20)), named(renderer, "bad", Broken())]]
+    with pytest.raises(DataError, match="row mine/bad: image 'b.png' cannot be read: truncated"):
+        load(renderer, packs, num_workers=num_workers)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_where_rows_may_be_skipped_a_broken_picture_leaves_its_pack(
+    renderer: Renderer, num_workers: int
+) -> None:
+    good = [named(renderer, name, picture(20, 20, seed)) for seed, name in enumerate("ab")]
+    bad = named(renderer, "bad", Broken())
+    (found,) = load(renderer, [[good[0], bad, good[1]]], num_workers=num_workers, skip=True)
+    (wanted,) = load(renderer, [good], num_workers=0)
+    reason = "image 'b.png' cannot be read: truncated"
+    assert found.pop(BAD_ROWS) == [BadRow("mine", "bad", reason)]
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_pack_of_nothing_but_broken_pictures_is_a_batch_still(renderer: Renderer) -> None:
+    (batch,) = load(renderer, [[named(renderer, "bad", Broken())]], num_workers=0, skip=True)
+    assert len(batch.pop(BAD_ROWS)) == 1
+    assert {name: tuple(value.shape) for name, value in batch.items()} == dict.fromkeys(
+        ("input_ids", "position_ids", "labels"), (1, 1)
+    )
+    assert batch["labels"].item() == -100
+
+
+def test_pixels_travel_in_shared_memory(renderer: Renderer) -> None:
+    pack = [named(renderer, str(seed), picture(40, 40, seed)) for seed in range(40)]
+    (batch,) = load(renderer, [pack], num_workers=1)
+    pixels = batch["pixel_values"]
+    assert pixels.is_shared() and pixels.nbytes > 400_000
+    assert len(ForkingPickler.dumps(batch)) < 4_000
