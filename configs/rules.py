@@ -134,7 +134,7 @@ def _model_rules(model: ModelConfig) -> Iterator[str]:
 
 def _stage_rules(config: TrainConfig) -> Iterator[str]:
     if config.data.streaming and config.optim.max_steps is None:
-        yield "optim.max_steps: required with data.streaming, which never knows how long an epoch is"
+        yield "optim.max_steps: required with data.streaming, which knows no length of an epoch"
     modes = {item.name: getattr(config.stage.parts, item.name).mode for item in _parts(config)}
     if all(mode is PartMode.frozen for mode in modes.values()):
         yield "stage.parts: every part is frozen, so nothing would train"

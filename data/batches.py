@@ -9,6 +9,7 @@ import torch
 from configs.errors import DataError
 from data.ledger import BadRow
 from data.render import IGNORED, Sample
+from data.tiles import make_tiles
 
 Batch = dict[str, Any]
 BAD_ROWS = "bad_rows"  # of a batch: the rows of its pack that proved unusable, for the ledger
@@ -38,22 +39,47 @@ def make_batch(
     Raises:
         DataError: a picture cannot be decoded; the message names the row.
     """
-    pixels, kept, bad = [], [], []
+    pixels = _Pixels(sum(sum(sample.num_tiles) for sample in samples))
+    kept, bad = [], []
     for place, sample in enumerate(samples):
         on_sample(place)
         try:
-            pixels += [load_pixels(sample, image_processor)] if sample.row.images else []
+            if sample.row.images:
+                pixels.add(sample, image_processor)
             kept.append(sample)
         except DataError as error:
             if not skip:
                 raise DataError(f"row {sample.row}: {error}") from error
             bad.append(BadRow(sample.row.source, sample.row.id, str(error)))
     batch = _text_tensors(kept)
-    if pixels:
-        batch["pixel_values"] = torch.cat(pixels)
+    if pixels.num_filled:
+        batch["pixel_values"] = pixels.filled
     if bad:
         batch[BAD_ROWS] = bad
     return batch
+
+
+class _Pixels:
+    """The tiles of a pack, each written to its place: putting tensors together would copy them."""
+
+    def __init__(self, num_tiles: int) -> None:
+        self.num_tiles, self.num_filled = num_tiles, 0
+        self.tiles: torch.Tensor | None = None  # [num_tiles, 3, H, W]
+
+    def add(self, sample: Sample, image_processor: Any) -> None:
+        end = self.num_filled + sum(sample.num_tiles)
+        if self.tiles is None:  # the first one tells the size of a tile
+            first = load_pixels(sample, image_processor)
+            self.tiles = first.new_empty((self.num_tiles, *first.shape[1:]))
+            self.tiles[:end] = first
+        else:
+            load_pixels(sample, image_processor, out=self.tiles[self.num_filled : end])
+        self.num_filled = end
+
+    @property
+    def filled(self) -> torch.Tensor:
+        assert self.tiles is not None
+        return self.tiles[: self.num_filled]
 
 
 def _text_tensors(samples: Sequence[Sample]) -> Batch:
@@ -74,19 +100,21 @@ def _text_tensors(samples: Sequence[Sample]) -> Batch:
     }
 
 
-def load_pixels(sample: Sample, image_processor: Any) -> torch.Tensor:
-    """Return [N, 3, H, W] float32: the tiles of a sample's pictures.
+def load_pixels(
+    sample: Sample, image_processor: Any, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return [N, 3, H, W] float32: the tiles of a sample's pictures, in `out` where it is given.
 
     Raises:
         DataError: a picture cannot be decoded, or gives another number of tiles than its header
             promised; without the row, which the caller names.
     """
     images = [image.load() for image in sample.row.images]
-    processed = image_processor(images, return_tensors="pt")
-    if len(processed["pixel_values"]) != sum(sample.num_tiles):
-        raise DataError(
-            f"{len(processed['pixel_values'])} image tiles where its header promised "
-            f"{sum(sample.num_tiles)}"
-        )
-    pixels: torch.Tensor = processed["pixel_values"]
-    return pixels
+    promised = sum(sample.num_tiles)
+    try:
+        tiles = make_tiles(images, image_processor, out)
+    except ValueError:
+        tiles = make_tiles(images, image_processor)
+    if len(tiles) != promised:
+        raise DataError(f"{len(tiles)} image tiles where its header promised {promised}")
+    return tiles

@@ -3,7 +3,7 @@
 Which column is what is in the config of the source; where rows come from is in `data/sources/`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from data.remote import Downloads, is_url, shown
 from data.rows import ImageRef, Row, Turn, plain_text
 from data.sources.records import FilePart
 
-RawRow = tuple[str, dict[str, Any]]  # id, columns
 Key = tuple[int, str, str]  # seed, source, row id: what a draw depends on
 
 NUM_NAMES = 8  # columns named in a message; the rest are counted
@@ -196,65 +195,3 @@ def _is_resolved(path: Any, config: SourceConfig) -> bool:
 
 
 # ------------------------------------------------------------- moving to data/sources/hub.py
-
-
-def read_table(name: str, config: SourceConfig) -> Iterator[RawRow]:
-    """Yield (id, columns) of each row. Pictures stay encoded.
-
-    Raises:
-        DataError: the data set cannot be read, or lacks a column that the config names.
-    """
-    table = _load(name, config)
-    num_rows = len(table) if config.num_rows is None else min(config.num_rows, len(table))
-    for index in range(num_rows):
-        columns = table[index]
-        row_id = str(index) if config.id_field is None else str(columns[config.id_field])
-        yield row_id, columns
-
-
-def _load(name: str, config: SourceConfig) -> Any:
-    from datasets import Image, List, load_dataset
-
-    assert config.path is not None
-    try:
-        table = load_dataset(
-            config.path, config.name, split=config.split, data_files=config.data_files or None
-        )
-    except Exception as error:  # datasets raises a dozen kinds for what a user can cause
-        if isinstance(error, StopIteration):
-            error = FileNotFoundError("no file matches")
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise DataError(
-            f"data.sources.{name}: cannot read path={config.path!r}, "
-            f"data_files={config.data_files}, split={config.split!r}: {reason}"
-        ) from error
-    _check_columns(name, config, table.column_names)
-    field = config.image_field
-    if field in table.column_names:
-        feature = table.features[field]
-        if isinstance(feature, Image):
-            table = table.cast_column(field, Image(decode=False))
-        elif isinstance(feature, List) and isinstance(feature.feature, Image):
-            table = table.cast_column(field, List(Image(decode=False)))
-    return table
-
-
-def _check_columns(name: str, config: SourceConfig, present: list[str]) -> None:
-    wanted = {
-        "id_field": config.id_field,
-        "prompt_field": config.prompt_field,
-        "language_field": config.language_field,
-        "messages_field": config.messages_field,
-        "caption_field": None if config.messages_field else config.caption_field,
-        "image_field": config.image_field,
-    }
-    lacking = [
-        f"data.sources.{name}.{key}={column}"
-        for key, column in wanted.items()
-        if column is not None and column not in present
-    ]
-    if lacking:
-        raise DataError(
-            f"{', '.join(lacking)}: no such column; the data set has {', '.join(present)}"
-            " (image_field=null for text alone)"
-        )

@@ -185,7 +185,8 @@ def _size(stream: io.BytesIO | Path, name: str, rules: ImageRules) -> tuple[int,
 
 def _load(stream: io.BytesIO | Path, name: str, rules: ImageRules) -> Image.Image:
     with _opened(stream, name, rules) as image:
-        return to_rgb(ImageOps.exif_transpose(image), rules.background)
+        ImageOps.exif_transpose(image, in_place=True)  # else it copies pictures that stand upright
+        return to_rgb(image, rules.background)
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:

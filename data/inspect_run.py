@@ -4,6 +4,7 @@ Tables are made from arrays of lengths; of the rows only those that are shown ar
 million rows take no more memory than their index. The page is made by `data/inspect_html.py`.
 """
 
+import os
 import re
 import sys
 from collections import Counter
@@ -53,6 +54,7 @@ NUM_BAD_SHOWN = 20
 VARIES = re.compile(
     r"(?P<setting>data\.\w+=[\d.]+)|(?P<quoted>(?<!\w)'[^']*'|\"[^\"]*\")|\d[\d,]*(\.\d+)?"
 )
+# Contract: how `data/samples.py` words that a row is over a budget.
 TOO_LONG = re.compile(r"has \d+ tokens, more than data\.max_tokens=")
 TOO_MANY_TILES = re.compile(r"has \d+ image tiles, more than data\.max_tiles=")
 
@@ -363,10 +365,13 @@ def text_table(table: Table) -> str:
 def write(paragraphs: Iterable[str]) -> None:
     """Write to standard output; what it cannot encode is written out as a number."""
     encoding = sys.stdout.encoding or "utf-8"
-    for text in paragraphs:
-        whole = text.encode(encoding, "backslashreplace").decode(encoding)
-        sys.stdout.write(f"{whole}\n\n")
-    sys.stdout.flush()
+    try:
+        for text in paragraphs:
+            whole = text.encode(encoding, "backslashreplace").decode(encoding)
+            sys.stdout.write(f"{whole}\n\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough; Python would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # --------------------------------------------------------------------------------- page

@@ -17,6 +17,7 @@ from data.ledger import BadRow
 from data.render import Renderer, Sample
 from data.sources.table import RowTable
 
+REPEATED = "an earlier row has the same id; id_field names no column of unique ids"
 KEPT_TOKENS = 4_000_000  # of rendered samples that are kept (20 MB a process)
 
 
@@ -127,7 +128,7 @@ def _repeated_ids(table: RowTable, lengths: Lengths) -> list[tuple[int, str]]:
         row_id = table.row_id(at)  # told apart by themselves: two ids may share a hash
         earlier = first.setdefault(row_id, at)
         if earlier != at:
-            found.append((at, "an earlier row has the same id; id_field names no column of unique ids"))
+            found.append((at, REPEATED))
     return found
 
 

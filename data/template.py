@@ -216,7 +216,7 @@ class ChatTemplate:
         those that stand for something else.
         """
         tokenizer, processor = self._tokenizer, self.processing_class
-        others = {tokenizer.bos_token_id, tokenizer.unk_token_id, *self.picture_ids}
+        others = {tokenizer.bos_token_id, tokenizer.unk_token_id}
         found = {text for number, text in special_tokens(tokenizer).items() if number not in others}
         found -= {getattr(processor, "image_token", "")}
         if tokenizer.eos_token:

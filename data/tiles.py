@@ -38,8 +38,8 @@ def make_tiles(
     Args:
         images: in RGB, as `ImageRef.load` gives them.
         image_processor: of transformers; read anew at each call, so its settings may change.
-        out: [N, 3, H, W] float32 on the CPU to write to, such as a part of a batch: putting large
-            tensors together afterwards costs a third of what making them does.
+        out: [N, 3, H, W] float32 on the CPU to write to, such as a part of a batch: putting tensors
+            of 13 tiles together afterwards added 18 % to the time of a whole batch.
 
     Raises:
         ValueError: `out` has another shape or dtype; nothing is written to it.
@@ -50,11 +50,8 @@ def make_tiles(
         return pixels if out is None else _checked(out, pixels.shape, pixels.dtype).copy_(pixels)
     pieces = [piece for image in images for piece in cut.pieces(image)]
     shape = (len(pieces), 3, cut.height, cut.width)
-    tiles = (
-        torch.empty(shape, dtype=torch.float32)
-        if out is None
-        else _checked(out, shape, torch.float32)
-    )
+    dtype = torch.float32
+    tiles = torch.empty(shape, dtype=dtype) if out is None else _checked(out, shape, dtype)
     for tile, piece in zip(tiles.numpy(), pieces, strict=True):
         for channel in range(3):
             # A byte is always within the table; "clip" spares the buffer that "raise" writes first.

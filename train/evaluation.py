@@ -160,7 +160,7 @@ class HeldOut:
     def losses(
         self, model: Any, samples: Sequence[Sample], shown: Sequence[Sample]
     ) -> list[torch.Tensor]:
-        """Return for each sample [S] nats of its supervised tokens, with the pictures of `shown`."""
+        """Return for each sample [S] nats of its supervised tokens, with pictures of `shown`."""
         found: list[torch.Tensor] = []
         for chunk in _chunks(samples):
             batch = make_batch([_without_images(samples[i]) for i in chunk], None)
@@ -186,7 +186,7 @@ class HeldOut:
                 max_new_tokens=self.max_new_tokens,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=self.renderer.stop_token_id,
             )
             texts = tokenizer.batch_decode(
                 out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True

@@ -106,9 +106,7 @@ def prepare_model(config: TrainConfig, processing_class: Any) -> tuple[Any, list
     return model, table
 
 
-def log_plan(
-    config: TrainConfig, data: TrainingData, table: list[PartRow], num_steps: int
-) -> None:
+def log_plan(config: TrainConfig, data: TrainingData, table: list[PartRow], num_steps: int) -> None:
     """Log what is trained on, what trains, and for how long."""
     steps = f"{num_steps} steps of {config.data.packs_per_step} packs"
     ranks = f"{num_ranks()} rank(s), {config.data.packs_per_step // num_ranks()} accumulation steps"

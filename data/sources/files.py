@@ -1,6 +1,7 @@
 """Rows in files: which reader takes what a path, folder or glob names."""
 
 import glob
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,8 +41,12 @@ def open_shards(path: str) -> Sequence[Shard]:
             "data.streaming, or name its metadata file and give image_root"
         )
     files, kind = _sorted_files(path)
-    make: Callable[[Path], Shard] = TarShard if kind == "tar" else TextShard
-    return [make(file) for file in files]
+    names = [file.name for file in files]
+    if len(set(names)) < len(names):  # in several folders
+        common = os.path.commonpath(files)
+        names = [str(file.relative_to(common)) for file in files]
+    make: Callable[[Path, str], Shard] = TarShard if kind == "tar" else TextShard
+    return [make(file, name) for file, name in zip(files, names, strict=True)]
 
 
 def _is_folder_of_shards(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""A source of real files: a JSONL beside pictures of awkward sizes, and what makes samples of it."""
+"""A source of real files: a JSONL beside pictures of awkward sizes, and samples of it."""
 
 import json
 from dataclasses import dataclass, field
@@ -63,9 +63,7 @@ def captioned(folder: Path, num_rows: int) -> Files:
 
 def config(files: Files, *, skip: bool = False, **changes: Any) -> DataConfig:
     """A data config that reads the files."""
-    source = SourceConfig(
-        kind=SourceKind.files, path=str(files.jsonl), language_field="language"
-    )
+    source = SourceConfig(kind=SourceKind.files, path=str(files.jsonl), language_field="language")
     for name in [name for name in changes if hasattr(source, name)]:
         setattr(source, name, changes.pop(name))
     bad = BadRow.skip if skip else BadRow.error

@@ -36,6 +36,7 @@ from data.inspect_run import (
     tables_of,
     tell,
     text_table,
+    write,
 )
 from data.ledger import BadRow
 from data.render import Renderer, Sample
@@ -245,6 +246,15 @@ def test_columns_are_in_line() -> None:
         "longer name      2",
         "two",
     ]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        write(["text"] * 20_000)
+        write(["more"])
 
 
 # -------------------------------------------------------------------------- supervision

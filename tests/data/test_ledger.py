@@ -104,7 +104,7 @@ def test_nothing_usable_is_an_error_whatever_the_limit() -> None:
 def test_a_source_of_which_nothing_is_left_is_named() -> None:
     ledger = filled(100, 0)
     ledger.add("other", 0, rows(2, "other"))
-    with pytest.raises(DataError, match="no usable row in the source other; .*\n  other/0: has"):
+    with pytest.raises(DataError, match=r"no usable row in the source other; .*\n  other/0: has"):
         ledger.check()
 
 

@@ -16,9 +16,12 @@ def by_language(weights: np.ndarray) -> list[float]:
 
 
 def test_a_temperature_of_one_changes_no_bit() -> None:
-    weights = sample_weights(SOURCES, LANGUAGES, [0.1, 1 / 3, 7.0], 1.0)
-    assert weights.dtype == np.float64
-    assert weights.tolist() == [0.1] * 60 + [1 / 3] * 30 + [7.0] * 10
+    for seed in range(20):  # in the most of them the formula would round
+        rng = np.random.default_rng(seed)
+        of_source = rng.random(3).tolist()
+        weights = sample_weights(SOURCES, rng.integers(0, 7, 100), of_source, 1.0)
+        assert weights.dtype == np.float64
+        assert weights.tolist() == [of_source[number] for number in SOURCES]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.5, 3.0, 100.0])

@@ -268,6 +268,21 @@ def test_a_token_that_swallows_the_space_before_an_answer(tokenizer: Any) -> Non
     ) in str(caught.value)
 
 
+def test_an_answer_right_behind_a_picture(processor: Any) -> None:
+    own = copy.deepcopy(processor)
+    own.chat_template = (
+        "{% for m in messages %}{% for p in m.content %}{{ p.text or '<image>' }}{% endfor %}"
+        "{% if m.role == 'assistant' %}<|END_OF_TURN_TOKEN|>{% endif %}{% endfor %}"
+    )
+    shown = row(("user", ["q", IMAGE]), ("assistant", ["a key"]), images=[picture(9, 9)])
+    sample = Renderer(own).render(shown, check=True)
+    learned = own.tokenizer.decode(sample.input_ids[sample.supervised])
+    assert learned == "a key<|END_OF_TURN_TOKEN|>"
+    own.chat_template = own.chat_template.replace("<|END_OF_TURN_TOKEN|>", "")
+    given = row(("user", ["q"]), ("assistant", ["a", IMAGE]), images=[picture(9, 9)])
+    assert "does not end an answer with a special token" in refused(Renderer(own), given)
+
+
 def test_a_template_that_leaves_pictures_out(processor: Any) -> None:
     blind = copy.deepcopy(processor)
     blind.chat_template = (

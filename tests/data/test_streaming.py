@@ -155,7 +155,9 @@ def test_going_on_reads_one_buffer_and_decodes_nothing(
     rendered: list[str] = []
     render = Renderer.render
     monkeypatch.setattr(
-        Renderer, "render", lambda self, row, **kw: rendered.append(row.id) or render(self, row, **kw)
+        Renderer,
+        "render",
+        lambda self, row, **kw: rendered.append(row.id) or render(self, row, **kw),
     )
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
     again = packs_of(data, tiling_renderer, tmp_path / "cache")

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -179,14 +178,18 @@ def test_batched_answers_are_greedy_answers_one_at_a_time(early, pipeline, model
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True,
             return_dict=True, return_tensors="pt",
         )  # fmt: skip
-        end = held_out.renderer.tokenizer.eos_token_id
+        end = held_out.renderer.stop_token_id
         out = plain.generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=end)
         return out[0, inputs["input_ids"].shape[1] :].tolist()
 
     if early:
-        said = Counter(token for sample in samples for token in set(told(sample)[2:]))
-        end = next(token for token, count in said.most_common() if count < len(samples))
-        held_out.renderer.tokenizer.eos_token = processor.tokenizer.convert_ids_to_tokens(end)
+        said = [told(sample) for sample in samples]
+        ends = [  # tokens at which answers would end after different numbers of tokens
+            token
+            for token in {token for tokens in said for token in tokens}
+            if len({[*tokens[:11], token].index(token) for tokens in said}) > 1
+        ]
+        held_out.renderer.stop_token_id = ends[0]
     wanted = [told(sample) for sample in samples]
     assert len({len(tokens) for tokens in wanted}) > 1 or not early
     answers = held_out.answers(model.eval(), samples)
