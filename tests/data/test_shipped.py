@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from data_pico import udhr
@@ -9,14 +10,20 @@ from data_pico import udhr
 from configs.errors import DataError
 from configs.languages import LANGUAGES
 from configs.schema import DataConfig, SourceConfig, SourceKind
+from data.build import open_tables
+from data.cache import Cache
 from data.instructions import DESCRIBE, LIST_SEPARATOR, TRANSLATE, WRITE_NUMBER
 from data.number_words import number_words, split_numbers
 from data.rows import IMAGE, Row
-from data.sources.build import new_ledger, read_rows
 from data.sources.shipped import SceneImage, concepts, name_rows, number_rows, scene_rows, udhr_rows
 
 ALL = list(LANGUAGES)
 SOME = ["en", "hi", "ja"]
+
+
+def read(data: DataConfig, seed: int = 0) -> dict[str, list[Row]]:
+    tables = open_tables("sources", data, Cache(Path("not-used")), seed=seed)
+    return {name: [table.row(i) for i in range(len(table))] for name, table in tables.items()}
 
 
 def of_each_kind(*, held_out: bool = False, seed: int = 0) -> Iterator[tuple[str, list[Row]]]:
@@ -27,7 +34,7 @@ def of_each_kind(*, held_out: bool = False, seed: int = 0) -> Iterator[tuple[str
         "udhr": SourceConfig(SourceKind.udhr, held_out=held_out),
     }
     data = DataConfig(sources=sources, languages=SOME)
-    yield from read_rows(data, sources, new_ledger(data), seed=seed).items()
+    yield from read(data, seed=seed).items()
 
 
 def words(row: Row) -> tuple[str, ...]:
@@ -128,13 +135,13 @@ def test_names_are_the_same_things_in_two_languages() -> None:
 def test_endless_kinds_need_a_number_of_rows() -> None:
     sources = {"scenes": SourceConfig(SourceKind.emoji_scenes)}
     data = DataConfig(sources=sources)
-    expected = "data source scenes: kind=emoji_scenes has no end of its own; set num_rows"
+    expected = "data.sources.scenes: kind=emoji_scenes has no end of its own; set num_rows"
     with pytest.raises(DataError, match=expected):
-        read_rows(data, sources, new_ledger(data), seed=0)
+        read(data)
 
 
 def test_a_source_may_have_its_own_languages() -> None:
     sources = {"n": SourceConfig(SourceKind.number_words, num_rows=4, languages=["ko", "tr"])}
     data = DataConfig(sources=sources, languages=["en"])
-    (rows,) = read_rows(data, sources, new_ledger(data), seed=0).values()
+    (rows,) = read(data).values()
     assert [row.language for row in rows] == ["ko", "tr"] * 2

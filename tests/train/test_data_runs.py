@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from pico_runs import FAST, losses, metrics, run, same_weights, vlm
+from PIL import Image
 
 from configs.errors import DataError
 from train.trainer import GraftTrainer

@@ -161,13 +161,20 @@ def test_another_picture_has_as_many_tiles(held_out):
 
 
 @pytest.mark.parametrize("early", [False, True])
-def test_batched_answers_are_greedy_answers_one_at_a_time(early, pipeline, model):
+def test_batched_answers_are_greedy_answers_one_at_a_time(early, pipeline):
     """By the published way: AutoProcessor, apply_chat_template, generate.
 
     Early: answers end at different lengths, for what some would say first counts as the end.
     """
     held_out = prepare(pipeline.sft)
     plain = AutoModelForImageTextToText.from_pretrained(pipeline.sft).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():  # a few steps of training taught it one answer to everything
+        for parameter in plain.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model = load_vlm(str(pipeline.sft), dtype=torch.float32)
+    add_token_losses(model)
+    model.load_state_dict(plain.state_dict())
     processor = AutoProcessor.from_pretrained(pipeline.sft)
     samples = [*held_out.groups["scenes"], *held_out.groups["numbers"]]
 

@@ -28,7 +28,9 @@ MODELS = [
     for tied, name in ((True, "tied"), (False, "untied"))
 ]
 WORST_LOSS = 1e-6  # nats; measured 2.4e-7
-WORST_GRADIENT = 2e-6  # share of the largest gradient of a tensor; measured 5.4e-7
+WORST_GRADIENT = (
+    3e-5  # share of a tensor's largest gradient; measured 5.4e-7, on another CPU 5.6e-6
+)
 
 
 def make(kind: str, tied: bool) -> Any:
