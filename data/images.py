@@ -148,11 +148,20 @@ def _told(name: str) -> Iterator[None]:
 @contextmanager
 def _opened(stream: io.BytesIO | Path, name: str, rules: ImageRules) -> Iterator[Image.Image]:
     """Open a picture by its header; any error while it is open is told as a broken picture."""
-    with _told(name), Image.open(stream) as image:
+    with _told(name), _open_header(stream) as image:
         _check_header(image, name, rules.max_pixels)
         # Read here, kept by PIL: PNG's own `getexif` decodes all pixels, to look behind them.
         Image.Image.getexif(image)
         yield image
+
+
+def _open_header(stream: io.BytesIO | Path) -> Image.Image:
+    """Open a picture without PIL's own limit of pixels: ours, which is checked next, is the one."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        return Image.open(stream)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _check_bytes(size: int, name: str, rules: ImageRules) -> None:

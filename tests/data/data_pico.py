@@ -1,6 +1,8 @@
 """Pictures, rows and samples for the tests of data/, and a second, naive way to render."""
 
 import io
+import struct
+import zlib
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -39,6 +41,16 @@ def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that promises so many pixels and has none."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = b"\x89PNG\r\n\x1a\n"
+    for name, body in ((b"IHDR", header), (b"IDAT", b""), (b"IEND", b"")):
+        chunks += struct.pack(">I", len(body)) + name + body
+        chunks += struct.pack(">I", zlib.crc32(name + body))
+    return chunks
 
 
 def in_memory(data: bytes, max_pixels: int = MAX_PIXELS) -> BytesImage:
