@@ -16,6 +16,8 @@ class ConfigError(VisiongraftError, ValueError):
 class DataError(VisiongraftError, ValueError):
     """A row or a source that cannot be used; the message names the row."""
 
+    path: str | None = None  # the file that was looked for, where there is none
+
 
 class CheckpointError(VisiongraftError, ValueError):
     """A checkpoint folder that is missing, broken, or not what it was said to be."""

@@ -113,8 +113,13 @@ def load_pixels(
     promised = sum(sample.num_tiles)
     try:
         tiles = make_tiles(images, image_processor, out)
-    except ValueError:
+    except ValueError as error:  # `out` has no room for them
         tiles = make_tiles(images, image_processor)
+        if len(tiles) == promised:
+            raise DataError(
+                f"its tiles are {list(tiles.shape[1:])}, those of another row in its pack are not: "
+                "packs need an image processor with tiles of one size"
+            ) from error
     if len(tiles) != promised:
         raise DataError(f"{len(tiles)} image tiles where its header promised {promised}")
     return tiles

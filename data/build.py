@@ -223,11 +223,16 @@ def _stream_source(
         table = open_table(key, name, data, source, cache, seed=seed)
         return StreamSource(name, source.weight, [TableShard(table)], _row_at_hand, _place)
 
+    field = source.id_field
+
     def make(shard: Shard, row_id: str, columns: Columns) -> Row:
+        if field is not None and columns.get(field) is None:
+            raise DataError(f"has no id: column {field!r} is missing or empty")
         return make_row(name, row_id, columns, source, row_context(shard.root, data, cache, seed))
 
     def row_id(place: str, columns: Columns) -> str:
-        return place if source.id_field is None else str(columns.get(source.id_field, place))
+        told = None if field is None else columns.get(field)
+        return place if told is None else str(told)
 
     return StreamSource(name, source.weight, open_stream(key, source), make, row_id)
 

@@ -22,6 +22,7 @@ ENVIRONMENT = "VISIONGRAFT_CACHE"
 WHOLE_BYTES = 1 << 28  # files up to this size are read whole for their fingerprint
 NUM_SAMPLES, SAMPLE_BYTES = 64, 1 << 16  # of a larger file, beside its size and time
 WAIT_SECONDS = 30  # between two lines that say who waits for whom
+CODE = ("*.py", "*.jinja", "*.parquet")  # of this package
 PACKAGES = ("transformers", "tokenizers", "pillow", "datasets")  # that decide what a row becomes
 
 
@@ -79,9 +80,10 @@ class Cache:
             return memo.read_text(encoding="ascii")
         found = _file_digest(path, stat)
         memo.parent.mkdir(parents=True, exist_ok=True)
-        staging = memo.with_suffix(f".{os.getpid()}")
-        staging.write_text(found, encoding="ascii")
-        staging.rename(memo)
+        handle, staging = tempfile.mkstemp(dir=memo.parent)  # pods may share process ids
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(found)
+        os.replace(staging, memo)
         return found
 
 
@@ -118,7 +120,7 @@ def code_fingerprint() -> str:
     """
     folder = Path(__file__).parent
     hashed = hashlib.blake2b(digest_size=16)
-    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.jinja")]):
+    for path in sorted(path for kind in CODE for path in folder.rglob(kind)):
         hashed.update(path.read_bytes())
     hashed.update(digest([(name, version(name)) for name in PACKAGES]).encode())
     return hashed.hexdigest()

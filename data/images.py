@@ -18,6 +18,7 @@ from data.sources.records import FilePart
 ORIENTATION_TAG = 0x0112  # EXIF
 SIDEWAYS = {5, 6, 7, 8}  # orientations that swap width and height
 DEEP_MODES = ("I", "F")  # 32 bits a channel, of no known range
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
 WHITE = (255, 255, 255)
 
 
@@ -100,7 +101,9 @@ def resolve_under(root: Path, reference: str) -> Path:
     if not f"{path}/".startswith(os.path.join(real_root, "")):
         raise DataError(f"image {reference!r} leaves image_root {str(root)!r}")
     if not stat.S_ISREG(mode):
-        raise DataError(f"image {path!r} does not exist")
+        missing = DataError(f"image {path!r} does not exist")
+        missing.path = path
+        raise missing
     return Path(path)
 
 
@@ -139,7 +142,7 @@ def _told(name: str) -> Iterator[None]:
     """Tell any error as a broken picture: PIL's plugins raise a dozen kinds on broken bytes."""
     try:
         yield
-    except DataError:
+    except (DataError, MemoryError):  # of which the second says nothing about the picture
         raise
     except Exception as error:
         raise DataError(f"image {name!r} cannot be read: {error}") from error
@@ -155,11 +158,18 @@ def _opened(stream: io.BytesIO | Path, name: str, rules: ImageRules) -> Iterator
         yield image
 
 
+@lru_cache
+def _formats() -> list[str]:
+    """Return the kinds of pictures that are opened. PIL knows more, some by calling programs."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 def _open_header(stream: io.BytesIO | Path) -> Image.Image:
     """Open a picture without PIL's own limit of pixels: ours, which is checked next, is the one."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        return Image.open(stream)
+        return Image.open(stream, formats=_formats())
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 

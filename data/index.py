@@ -10,10 +10,12 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +55,7 @@ class SourceIndex:
 
     lengths: Lengths  # [rows], memory-mapped; zeros where a row is bad
     bad: dict[int, BadRow]  # by row number
+    folder: Path  # in the cache
 
 
 @dataclass
@@ -61,7 +64,7 @@ class _Measured:
 
     lengths: Lengths
     bad: list[tuple[int, str, str]]  # row number, id, reason
-    pictures: list[str]  # paths of picture files
+    pictures: dict[str, str]  # path of each picture file: what tells whether it was edited
 
 
 def build_index(
@@ -88,7 +91,7 @@ def build_index(
     Raises:
         DataError: `fail_early`, and one of the first rows cannot be used.
     """
-    told = digest([settings, verify_pixels, table.name])
+    told = digest([settings, verify_pixels, table.name, table.root, LANGUAGES])
     key = combine([code_fingerprint(), table.fingerprint(), renderer.fingerprint(), told])
     measure = partial(_measure_chunk, table, renderer, verify_pixels)
 
@@ -136,8 +139,17 @@ def _mapped(
     global _forked
     _forked = measure  # forked workers find it here: nothing of it is pickled
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a process a core is enough
-    with multiprocessing.get_context("fork").Pool(num_workers) as pool:
-        yield from pool.imap(_call, chunks)
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+        for rows, done in [(rows, pool.submit(_call, rows)) for rows in chunks]:
+            try:
+                yield done.result()
+            except BrokenProcessPool as error:
+                raise DataError(
+                    f"a process that measured rows died, among rows {rows.start} and "
+                    f"{rows.stop + num_workers * CHUNK} (from 0): out of memory, or a picture that "
+                    "crashes its decoder; data.num_index_workers=1 shows which"
+                ) from error
 
 
 _forked: Any = None
@@ -151,16 +163,19 @@ def _call(rows: range) -> _Measured:
 def _measure_chunk(
     table: RowTable, renderer: Renderer, verify_pixels: bool, rows: range
 ) -> _Measured:
-    done = _Measured(np.zeros(len(rows), FIELDS), [], [])
+    done = _Measured(np.zeros(len(rows), FIELDS), [], {})
     for at, number in enumerate(rows):
         try:
             row = table.row(number)
-            done.pictures += filter(None, map(_own_file, row.images))
+            for path in filter(None, map(_own_file, row.images)):
+                done.pictures.setdefault(path, _stat(path))  # before its header is read
             sample = renderer.render(row, check=True)
             if verify_pixels:
                 for picture in row.images:
                     picture.load()
         except DataError as error:
+            if error.path is not None:
+                done.pictures.setdefault(error.path, _stat(error.path))
             done.bad.append((number, table.row_id(number), str(error)))
             done.lengths[at]["is_bad"] = True
             continue
@@ -191,43 +206,55 @@ def _own_file(picture: Any) -> str | None:
 
 
 def _write(folder: Path, chunks: Iterator[_Measured]) -> None:
-    pictures: dict[str, None] = {}
     lengths = []
-    with (folder / "bad.jsonl").open("w", encoding="utf-8") as file:
+    with (
+        # A lone surrogate becomes its escape, which is JSON.
+        (folder / "bad.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as bad_rows,
+        (folder / "pictures.txt").open("wb") as pictures,
+    ):
         for chunk in chunks:
             lengths.append(chunk.lengths)
-            pictures.update(dict.fromkeys(chunk.pictures))
-            file.writelines(json.dumps(bad, ensure_ascii=False) + "\n" for bad in chunk.bad)
+            bad_rows.writelines(json.dumps(bad, ensure_ascii=False) + "\n" for bad in chunk.bad)
+            for path, told in chunk.pictures.items():
+                pictures.write(os.fsencode(path) + b"\0" + told.encode("ascii") + b"\0")
     np.save(folder / "lengths.npy", np.concatenate(lengths) if lengths else np.zeros(0, FIELDS))
-    (folder / "pictures.txt").write_bytes("\0".join(pictures).encode("utf-8", "surrogateescape"))
-    (folder / "signature.txt").write_text(_signature(folder), encoding="ascii")
 
 
 def _read(folder: Path, source: str) -> SourceIndex:
     lengths = np.load(folder / "lengths.npy", mmap_mode="r", allow_pickle=False)
     with (folder / "bad.jsonl").open(encoding="utf-8") as file:
         bad = [json.loads(line) for line in file]
-    return SourceIndex(
-        lengths, {number: BadRow(source, row_id, reason) for number, row_id, reason in bad}
-    )
+    named = {number: BadRow(source, row_id, reason) for number, row_id, reason in bad}
+    return SourceIndex(lengths, named, folder)
 
 
 def pictures_unchanged(folder: Path) -> bool:
-    """Whether the picture files that an index was made from have the same size and time still."""
-    return (folder / "signature.txt").read_text(encoding="ascii") == _signature(folder)
-
-
-def _signature(folder: Path) -> str:
-    names = (folder / "pictures.txt").read_bytes()
-    return digest([_stat(name) for name in names.split(b"\0")] if names else [])
-
-
-def _stat(name: bytes) -> tuple[int, int]:
+    """Whether the picture files that an index was made from are still the same files."""
     try:
-        found = os.stat(name)
-    except OSError:
-        return -1, -1
-    return found.st_size, found.st_mtime_ns
+        with (folder / "pictures.txt").open("rb") as file:
+            entries = _split(file)
+            return all(_stat(os.fsdecode(path)) == told.decode() for path, told in entries)
+    except FileNotFoundError:  # not whole, or just being made anew
+        return False
+
+
+def _split(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """Yield pairs of texts that end in a zero byte, a block of the file at a time."""
+    rest = b""
+    while block := file.read(1 << 20):
+        *texts, rest = (rest + block).split(b"\0")
+        if len(texts) % 2:
+            rest = texts.pop() + b"\0" + rest
+        yield from zip(texts[::2], texts[1::2], strict=True)
+
+
+def _stat(path: str) -> str:
+    """Return what changes with every edit of a file, and with another file in its place."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return "-"
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
 
 def settings_of(source: Any, **shared: Any) -> object:

@@ -92,13 +92,14 @@ def inspect(config: InspectConfig) -> None:
 
 def measure(config: InspectConfig) -> Inspection:
     """Return what an index tells of the sources."""
-    # A few rows are enough to look at, however many a step of training takes.
-    data = replace(config.data, packs_per_step=1)
+    data = config.data
     cache, ledger = open_cache(data.cache_dir), new_ledger(data)
     tables = open_tables("sources", data, cache, seed=config.seed)
     texts = texts_for_tokenizer(rows_at_hand(tables.values()), data.languages)
     renderer = Renderer(build_processing_class(config.model, texts))
     rows = index_samples(tables, data.sources, data, renderer, cache, ledger, seed=config.seed)
+    if len(rows) < data.packs_per_step:  # a few are enough to look at, if not to train on
+        data = replace(data, packs_per_step=1)
     plan = plan_packs(rows, data, ledger, seed=config.seed).plan
     assert plan is not None
     mixture = describe_samples(rows, plan.weights, ledger)

@@ -11,6 +11,8 @@ from typing import Any
 from configs.errors import DataError
 
 log = logging.getLogger(__name__)
+# A lone surrogate becomes its escape, which is JSON.
+WRITTEN: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
 NUM_JUDGED = 1000  # rows of a stream, before its share of bad ones is judged
 NUM_SHOWN = 5  # bad rows told in a message; the rest are counted
 REMEDY = "\n  mend the row, or leave such rows out with data.on_bad_row=skip"
@@ -97,7 +99,10 @@ class Ledger:
         Raises:
             DataError: with the first few bad rows and the count of all.
         """
-        bad = [*self.bad, *(BadRow(m["source"], m["id"], m["reason"]) for m in self.met)]
+        met = [BadRow(line["source"], line["id"], line["reason"]) for line in self.met]
+        if not num_streamed:  # a row is met in every epoch, and is one row of the index
+            met = list(dict.fromkeys(met))
+        bad = [*self.bad, *met]
         total = self.num_used.total() + len(self.bad)
         if num_streamed:
             total = num_streamed + len(bad)
@@ -112,9 +117,9 @@ class Ledger:
     @property
     def num_bad(self) -> int:
         """Rows left out so far."""
-        return len(self.bad) + len(self.met)
+        return len(self.bad) + len({(line["source"], line["id"]) for line in self.met})
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, held_out: Sequence[BadRow] = ()) -> None:
         """Write a line for each source and each row left out, as JSON.
 
         Lines of rows met while training stay as they are: the run may go on from a checkpoint.
@@ -126,6 +131,7 @@ class Ledger:
             for source in sorted({*self.num_used, *counts})
         ]
         lines += [asdict(row) for row in self.bad]
+        lines += [{"group": "held_out", **asdict(row)} for row in held_out]
         _replace(path, [*lines, *kept])
 
     def resume(self, path: Path, step: int) -> None:
@@ -141,7 +147,7 @@ class Ledger:
     @staticmethod
     def append(path: Path, lines: Iterable[dict[str, Any]]) -> None:
         """Add lines to rows.jsonl."""
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", **WRITTEN) as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
@@ -167,11 +173,14 @@ def read_met(path: Path) -> list[dict[str, Any]]:
 def _read(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    *whole, cut = path.read_text(encoding="utf-8").split("\n")  # killed in a line: it is cut
+    if cut:
+        log.warning("%s: the last line is cut off and left out: %s", path, cut[:80])
+    return [json.loads(line) for line in whole]
 
 
 def _replace(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     staging = path.with_name(f".{path.name}")
-    with staging.open("w", encoding="utf-8") as file:
+    with staging.open("w", **WRITTEN) as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     staging.replace(path)

@@ -53,20 +53,30 @@ class PackDataset(Dataset[Batch]):
         worker = get_worker_info()
         mine = self.at_work[worker.id if worker else 0]
         mine[0] = os.getpid()
-        samples = []
+        samples, places, bad = [], [], list(job.bad_rows)
         for place in range(len(job.samples)):
             mine[1:] = torch.tensor([job.number, place])
-            samples.append(self._sample(job.samples[place]))
+            try:
+                samples.append(self._sample(job.samples[place]))
+                places.append(place)
+            except DataError as error:
+                if not self.skip:
+                    raise
+                bad.append(self._refused(job.samples[place], error))
         batch = make_batch(
             samples,
             self.image_processor,
             skip=self.skip,
-            on_sample=lambda place: mine[2:].fill_(place),
+            on_sample=lambda at: mine[2:].fill_(places[at]),
         )
         mine[1:] = -1
-        if job.bad_rows:
-            batch[BAD_ROWS] = [*job.bad_rows, *batch.get(BAD_ROWS, [])]
+        if bad:
+            batch[BAD_ROWS] = [*bad, *batch.get(BAD_ROWS, [])]
         return batch
+
+    def _refused(self, sample: int | Sample, error: DataError) -> BadRow:
+        source, row_id = _name(sample, self.table).split("/", 1)
+        return BadRow(source, row_id, str(error).removeprefix(f"row {source}/{row_id}: "))
 
     def _sample(self, sample: int | Sample) -> Sample:
         if isinstance(sample, Sample):

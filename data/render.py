@@ -25,6 +25,8 @@ from data.template import ChatTemplate, Span, any_of, special_tokens
 IGNORED = -100  # label of a token that is not supervised (torch's cross entropy)
 START = itemgetter(0)  # of the (start, end) of a token in its text
 
+COMPARED = 32  # rows with pictures that are tokenized in two ways before one is trusted
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -56,6 +58,9 @@ class Renderer:
         self.image_processor = getattr(processing_class, "image_processor", None)
         self.template = ChatTemplate(processing_class)
         self._image_texts: dict[int, str] = {}
+        self._image_tokens: dict[int, npt.NDArray[np.int32]] = {}
+        self._seen_tiles: set[int] = set()  # numbers of tiles for which both ways were compared
+        self._num_compared = 0  # rows
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle what it is made of: what it has worked out is soon worked out again."""
@@ -105,14 +110,14 @@ class Renderer:
             raise DataError(
                 f"has {sum(num_tiles)} image tiles, more than data.max_tiles={max_tiles}"
             )
-        text, answers = self._expand(*self.template.text_and_answers(row.turns), num_tiles)
-        encoding = self._encode(text)
-        ids = np.array(encoding.ids, dtype=np.int32)
+        text, answers = self.template.text_and_answers(row.turns)
+        if self._may_splice(num_tiles):
+            ids, mask = self._spliced(text, answers, num_tiles, check=check)
+        else:
+            ids, mask = self._whole(text, answers, num_tiles, check=check)
         if max_tokens is not None and len(ids) > max_tokens:
             raise DataError(f"has {len(ids)} tokens, more than data.max_tokens={max_tokens}")
-        if check:
-            self._check_prompts(text, encoding.ids, answers)
-        sample = Sample(row, ids, self._mask(encoding, answers), num_tiles)
+        sample = Sample(row, ids, mask, num_tiles)
         if check:
             self.check_supervised(sample)
         return sample
@@ -205,6 +210,73 @@ class Renderer:
         return self._image_texts[num_tiles]
 
     # ---------------------------------------------------------------------------- tokens
+
+    def _may_splice(self, num_tiles: tuple[int, ...]) -> bool:
+        """Whether a text with pictures may be tokenized with its placeholders in it.
+
+        A picture is written with up to thousands of tokens, always the same ones for so many tiles:
+        reading them takes ten times as long as all the rest. They stand between special tokens, at
+        which a tokenizer cuts the text anyway, so they may be put in afterwards. That is not only
+        reasoned: both ways are compared for the first rows, and for each new number of tiles.
+        """
+        if not num_tiles or not self._cuts_around_pictures:
+            return False
+        return self._num_compared >= COMPARED and self._seen_tiles.issuperset(num_tiles)
+
+    @cached_property
+    def _cuts_around_pictures(self) -> bool:
+        """Whether placeholder and ends of a picture are special tokens that keep to themselves."""
+        added = self.tokenizer.added_tokens_decoder
+        placeholder = self.tokenizer.convert_tokens_to_ids(self.placeholder)
+        ids = self._image_ids(1)
+        return not self.tokenizer.split_special_tokens and all(
+            (token := added.get(int(number))) is not None
+            and not (token.lstrip or token.rstrip or token.single_word or token.normalized)
+            for number in (placeholder, ids[0], ids[-1])
+        )
+
+    def _image_ids(self, num_tiles: int) -> npt.NDArray[np.int32]:
+        """Return [tokens] what a picture of so many tiles is written with."""
+        if num_tiles not in self._image_tokens:
+            ids = self._encode(self._image_text(num_tiles)).ids
+            self._image_tokens[num_tiles] = np.array(ids, dtype=np.int32)
+        return self._image_tokens[num_tiles]
+
+    def _whole(
+        self, text: str, answers: list[Span], num_tiles: tuple[int, ...], *, check: bool
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        """Return ids [T] and mask [T] of a text, all of it tokenized."""
+        full, spans = self._expand(text, answers, num_tiles)
+        encoding = self._encode(full)
+        if check:
+            self._check_prompts(full, encoding.ids, spans)
+        ids, mask = np.array(encoding.ids, dtype=np.int32), self._mask(encoding, spans)
+        if num_tiles and self._cuts_around_pictures:
+            other_ids, other_mask = self._spliced(text, answers, num_tiles, check=False)
+            self._num_compared += 1
+            self._seen_tiles.update(num_tiles)
+            if not (np.array_equal(ids, other_ids) and np.array_equal(mask, other_mask)):
+                self._cuts_around_pictures = False  # from now on the long way
+        return ids, mask
+
+    def _spliced(
+        self, text: str, answers: list[Span], num_tiles: tuple[int, ...], *, check: bool
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        """Return ids [T] and mask [T] of a text, pictures put in where their placeholders are."""
+        encoding = self._encode(text)
+        ids, mask = np.array(encoding.ids, dtype=np.int32), self._mask(encoding, answers)
+        places = np.flatnonzero(ids == self.tokenizer.convert_tokens_to_ids(self.placeholder))
+        if len(places) != len(num_tiles):
+            self._expand(text, answers, num_tiles)  # raises with the reason
+        if check:
+            self._check_prompts(text, encoding.ids, answers)
+        ids_of, mask_of, end = [], [], 0
+        for place, tiles in zip(places.tolist(), num_tiles, strict=False):
+            picture = self._image_ids(tiles)
+            ids_of += [ids[end:place], picture]
+            mask_of += [mask[end:place], np.repeat(mask[place], len(picture))]
+            end = place + 1
+        return np.concatenate([*ids_of, ids[end:]]), np.concatenate([*mask_of, mask[end:]])
 
     def _encode(self, text: str) -> Encoding:
         """Return the tokens of a text and their places in it.

@@ -4,8 +4,10 @@ What stays in memory is the index: lengths, and which row of which source a samp
 are made again where they are needed, in the workers; of small sets the first ones are kept.
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,7 @@ class SampleTable:
     lengths: Lengths  # [samples]
     source_of: npt.NDArray[np.uint16]  # [samples] number in `tables`
     row_of: npt.NDArray[np.uint32]  # [samples] number in the source
+    folders: Sequence[Path] = ()  # of the indexes, in the cache
     _kept: dict[int, Sample] = field(default_factory=dict, repr=False)
     _num_kept: int = 0
 
@@ -70,8 +73,10 @@ class SampleTable:
         measured = self.lengths[number]
         tiles, was = sum(sample.num_tiles), (measured["num_tokens"], measured["num_tiles"])
         if (sample.num_tokens, tiles) != was:
+            for folder in self.folders:  # else the next start would trust them again
+                shutil.rmtree(folder, ignore_errors=True)
             raise DataError(
-                f"row {sample.row} has changed since this run began: it had {was[0]} tokens and "
+                f"row {sample.row}: has changed since it was measured: it had {was[0]} tokens and "
                 f"{was[1]} tiles, now {sample.num_tokens} and {tiles}; start the run again"
             )
         return sample
@@ -147,4 +152,5 @@ def join_samples(
         lengths=np.concatenate([np.zeros(0, FIELDS), *lengths]),
         source_of=np.repeat(np.arange(len(tables), dtype=np.uint16), sizes),
         row_of=np.concatenate([np.zeros(0, np.uint32), *rows]),
+        folders=[index.folder for index in indexes],
     )

@@ -48,8 +48,8 @@ class Place:
 class Reader:
     """The rows of one source that belong to one slot, epoch after epoch.
 
-    Slots share out shards; where there are fewer shards than slots, several slots read one shard
-    and each takes every n-th row of it.
+    Slots share out shards; where there is not one for each, several slots read one shard and each
+    takes every n-th row of it.
     """
 
     def __init__(self, source: StreamSource, slot: int, num_slots: int, seed: int) -> None:
@@ -57,6 +57,7 @@ class Reader:
         self.source, self.slot, self.num_slots, self.seed = source, slot, num_slots, seed
         self.state: list[Any] = [0, 0, None]  # epoch, shard of this slot, cursor in it
         self._rows: Iterator[Found] | None = None
+        self._shared: tuple[int, list[tuple[Shard, int, int]]] = (-1, [])  # epoch, its share
 
     def go_to(self, state: list[Any]) -> None:
         """Stand where `state` was taken."""
@@ -72,13 +73,14 @@ class Reader:
         num_epochs = 0
         while num_epochs < 2:  # the rest of one and a whole one
             epoch, at, cursor = self.state
-            shards, step, part = self._share(epoch)
+            shards = self._share(epoch)
+            shard, step, part = shards[at]
             if self._rows is None:
-                self._rows = shards[at].read(cursor)
+                self._rows = shard.read(cursor)
             for found in self._rows:
                 self.state[2] = found.after
                 if found.number % step == part:
-                    return shards[at], found
+                    return shard, found
             self._rows, is_last = None, at + 1 == len(shards)
             self.state = [epoch + 1, 0, None] if is_last else [epoch, at + 1, None]
             num_epochs += is_last
@@ -88,15 +90,23 @@ class Reader:
             "data.streaming or lower data.packs_per_step"
         )
 
-    def _share(self, epoch: int) -> tuple[list[Shard], int, int]:
-        """Return this slot's shards in an epoch; it takes rows `part`, `part + step`, ..."""
-        shards = self.source.shards
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(shards)).tolist()
-        if len(shards) >= self.num_slots:
-            return [shards[i] for i in order[self.slot :: self.num_slots]], 1, 0
-        mine = self.slot % len(shards)
-        sharing = len(range(mine, self.num_slots, len(shards)))
-        return [shards[order[mine]]], sharing, self.slot // len(shards)
+    def _share(self, epoch: int) -> list[tuple[Shard, int, int]]:
+        """Return this slot's shards in an epoch; it takes rows `part`, `part + step`, ... of each.
+
+        Whole shards while there is one for every slot; of those left over several slots share one.
+        """
+        if self._shared[0] != epoch:
+            shards, num_slots = self.source.shards, self.num_slots
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(shards)).tolist()
+            whole = len(shards) // num_slots * num_slots
+            mine = [(shards[i], 1, 0) for i in order[self.slot : whole : num_slots]]
+            left = len(shards) - whole
+            if left:
+                shard = self.slot % left
+                step = len(range(shard, num_slots, left))
+                mine.append((shards[order[whole + shard]], step, self.slot // left))
+            self._shared = epoch, mine
+        return self._shared[1]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from sacrebleu.metrics.chrf import CHRF
 
 from data.batches import make_batch
+from data.ledger import BadRow
 from data.render import Renderer, Sample
 from train.pictures import Pictures
 
@@ -87,6 +88,7 @@ class HeldOut:
         batch_size: int,
         max_new_tokens: int,
         skip: bool = False,
+        left_out: Sequence[BadRow] = (),
     ) -> None:
         """Take samples in groups.
 
@@ -96,6 +98,7 @@ class HeldOut:
             batch_size: conversations answered at once.
             max_new_tokens: of an answer.
             skip: leave out samples whose pictures cannot be decoded, and say so.
+            left_out: rows that could not be made samples.
 
         Raises:
             DataError: a picture cannot be decoded.
@@ -105,6 +108,7 @@ class HeldOut:
         self.pictures = Pictures(renderer.image_processor)
         readable = partial(self.pictures.check, skip=skip)
         self.groups = {name: list(filter(readable, group)) for name, group in groups.items()}
+        self.left_out = [*left_out, *self.pictures.bad]
 
     @property
     def num_groups(self) -> int:

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from configs.schema import BadRow, DataConfig, MeasureConfig
+from configs.schema import DataConfig, MeasureConfig
 from data.build import Rows, index_samples, new_ledger, open_tables, rows_at_hand
 from data.cache import open_cache
 from data.index import SourceIndex
@@ -34,8 +34,8 @@ def prepare_held_out(
         text_only: leave out groups of rows with pictures, which a text LM cannot read, and say so.
     """
     groups: dict[str, list[Sample]] = {}
+    ledger, cache = new_ledger(data), open_cache(data.cache_dir)
     if data.held_out:
-        ledger, cache = new_ledger(data), open_cache(data.cache_dir)
         tables = open_tables("held_out", data, cache, seed=seed)
         if text_only:
             tables = _without_pictures(tables)
@@ -57,7 +57,8 @@ def prepare_held_out(
         renderer,
         batch_size=evaluation.batch_size,
         max_new_tokens=evaluation.max_new_tokens,
-        skip=data.on_bad_row is BadRow.skip,
+        skip=ledger.skip,
+        left_out=ledger.bad,
     )
 
 

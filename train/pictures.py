@@ -8,6 +8,7 @@ import torch
 
 from configs.errors import DataError
 from data.batches import load_pixels
+from data.ledger import BadRow
 from data.render import Sample
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ class Pictures:
         self._tiles: dict[int, torch.Tensor] = {}  # [N, 3, H, W] float32 by id of the sample
         self._digests: dict[int, str] = {}
         self._num_bytes = 0
+        self.bad: list[BadRow] = []
 
     def check(self, sample: Sample, *, skip: bool) -> bool:
         """Whether the pictures of a sample can be decoded.
@@ -37,6 +39,7 @@ class Pictures:
         except DataError as error:
             if not skip:
                 raise DataError(f"row {sample.row}: {error}") from error
+            self.bad.append(BadRow(sample.row.source, sample.row.id, str(error)))
             log.warning("left out held-out row %s: %s", sample.row, error)
             return False
         self._digests[id(sample)] = hashlib.blake2b(tiles.numpy().tobytes()).hexdigest()

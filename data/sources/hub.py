@@ -33,7 +33,10 @@ class HubRecords:
 
     def columns(self, index: int) -> Columns:
         """Return row `index`."""
-        columns: Columns = self.table[index]
+        try:
+            columns: Columns = self.table[index]
+        except Exception as error:  # pyarrow and datasets raise a dozen kinds
+            raise DataError(f"cannot be read: {_first_line(error)}") from error
         return columns
 
     def fingerprint(self) -> str:
@@ -45,6 +48,7 @@ class HubRecords:
 class HubShard:
     """One shard of a streamed data set of `datasets`."""
 
+    key: str  # of the source, for messages
     table: Any  # an IterableDataset of all shards
     number: int
 
@@ -58,7 +62,17 @@ class HubShard:
         number, state = cursor or (0, None)
         if state is not None:
             rows.load_state_dict(state)
-        for columns in rows:
+        stream = iter(rows)
+        while True:
+            try:
+                columns = next(stream)
+            except StopIteration:
+                return
+            except Exception as error:  # what follows in the shard cannot be found any more
+                raise DataError(
+                    f"{self.key}: {self.name} cannot be read behind row {number}: "
+                    f"{_first_line(error)}"
+                ) from error
             place, after = f"{self.number}-{number}", [number + 1, rows.state_dict()]
             yield Found(number, place, partial(_same, columns), after)
             number += 1
@@ -73,7 +87,7 @@ def hub_shards(key: str, config: SourceConfig) -> list[HubShard]:
     table = _load(key, config, streaming=True)
     if table.column_names is not None:
         _check_columns(key, config, table.column_names)
-    return [HubShard(table, number) for number in range(table.num_shards)]
+    return [HubShard(key, table, number) for number in range(table.num_shards)]
 
 
 def _same(columns: Columns) -> Columns:
@@ -95,25 +109,40 @@ def _load(key: str, config: SourceConfig, *, streaming: bool) -> Any:
     except Exception as error:  # datasets raises a dozen kinds for what a user can cause
         if isinstance(error, StopIteration):
             error = FileNotFoundError("no file matches")
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        reason = _first_line(error)
         raise DataError(
             f"{key}: cannot read path={config.path!r}, "
             f"data_files={config.data_files}, split={config.split!r}: {reason}"
         ) from error
-    return _keep_encoded(table, config.image_field)
+    return _keep_encoded(table)
 
 
-def _keep_encoded(table: Any, field: str | None) -> Any:
-    from datasets import Image, List
-
-    if table.features is None or field not in table.features:
-        return table
-    feature = table.features[field]
-    if isinstance(feature, Image):
-        return table.cast_column(field, Image(decode=False))
-    if isinstance(feature, List) and isinstance(feature.feature, Image):
-        return table.cast_column(field, List(Image(decode=False)))
+def _keep_encoded(table: Any) -> Any:
+    """Return the table with no picture decoded, wherever in its columns one is."""
+    for name, feature in (table.features or {}).items():
+        encoded = _encoded(feature)
+        if encoded != feature:
+            table = table.cast_column(name, encoded)
     return table
+
+
+def _encoded(feature: Any) -> Any:
+    from datasets import Image, LargeList, List
+
+    if isinstance(feature, Image):
+        return Image(mode=feature.mode, decode=False)
+    if isinstance(feature, dict):
+        return {name: _encoded(inner) for name, inner in feature.items()}
+    if isinstance(feature, List):
+        return List(_encoded(feature.feature), length=feature.length)
+    if isinstance(feature, LargeList):
+        return LargeList(_encoded(feature.feature))
+    return feature
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else repr(error)
 
 
 def _check_columns(key: str, config: SourceConfig, present: list[str]) -> None:

@@ -1,5 +1,6 @@
 """A source as the rest of `data/` sees it: rows by number, each made when it is asked for."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,11 @@ class RowTable(Protocol):
     @property
     def name(self) -> str:
         """The source's name in the config."""
+        ...
+
+    @property
+    def root(self) -> str:
+        """The folder that paths of pictures start from; empty where they come along."""
         ...
 
     def __len__(self) -> int:
@@ -49,6 +55,7 @@ class ListTable:
     name: str
     rows: Sequence[Row]
     digest: str
+    root: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -75,6 +82,11 @@ class RecordTable:
     config: SourceConfig
     context: RowContext
 
+    @property
+    def root(self) -> str:
+        """The folder that paths of pictures start from."""
+        return os.path.realpath(self.config.image_root or self.context.root)
+
     def __len__(self) -> int:
         limit = self.config.num_rows
         return len(self.records) if limit is None else min(limit, len(self.records))
@@ -83,7 +95,8 @@ class RecordTable:
         """Return what `id_field` holds, or where the row stands."""
         if self.config.id_field is not None:
             try:
-                return str(self.records.columns(index)[self.config.id_field])
+                row_id = self.records.columns(index)[self.config.id_field]
+                return self.records.place(index) if row_id is None else str(row_id)
             except (DataError, KeyError):
                 pass
         return self.records.place(index)
