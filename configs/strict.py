@@ -62,14 +62,30 @@ def _find_problems_in(value: Any, kind: Any, path: str) -> Iterator[str]:
         return
     if typing.get_origin(kind) is dict:
         if isinstance(value, dict):
+            inner = typing.get_args(kind)[1]
             for name, item in value.items():
-                yield from _find_problems_in(item, typing.get_args(kind)[1], f"{path}.{name}")
+                lacking = _lacking(item, inner)
+                if lacking:
+                    others = ", ".join(other for other in value if other != name)
+                    yield (
+                        f"{path}.{name}: lacks {', '.join(lacking)}"
+                        + (f"; or is one of {others} meant?" if others else "")
+                    )
+                yield from _find_problems_in(item, inner, f"{path}.{name}")
         else:
             yield f"{path}: is {value!r}, but it is a group of names: {path}.<name>=..."
         return
     problem = _type_problem(value, kind)
     if problem:
         yield f"{path}: {problem}"
+
+
+def _lacking(value: Any, kind: Any) -> list[str]:
+    """Return the required keys that a group of keys does not hold."""
+    if not (is_dataclass(kind) and isinstance(value, dict)):
+        return []
+    required = [item.name for item in fields(kind) if item.default == MISSING_MARK]
+    return [name for name in required if name not in value]
 
 
 def _type_problem(value: Any, kind: Any) -> str | None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from configs.errors import DataError
-from data.ledger import BadRow
+from data.ledger import BadRow, refusal
 from data.render import IGNORED, Sample
 from data.tiles import make_tiles
 
@@ -49,7 +49,9 @@ def make_batch(
             kept.append(sample)
         except DataError as error:
             if not skip:
-                raise DataError(f"row {sample.row}: {error}") from error
+                raise DataError(
+                    refusal([BadRow(sample.row.source, sample.row.id, str(error))])
+                ) from error
             bad.append(BadRow(sample.row.source, sample.row.id, str(error)))
     batch = _text_tensors(kept)
     if pixels.num_filled:

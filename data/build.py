@@ -1,5 +1,6 @@
 """From the data config to what a run trains on: sources, their index, and the packs."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -41,6 +42,15 @@ class TrainingData:
     packs_of: Callable[[int, int], Packs]  # of rank and num_ranks
     samples: SampleTable | None  # None: streamed
     plan: PackPlan | None  # None: streamed
+
+    def fingerprint(self) -> dict[str, object]:
+        """Return what tells whether a run goes on with the rows it began with; plain values."""
+        if self.samples is None:  # a stream is not known before it is read
+            return {}
+        hashed = hashlib.blake2b(digest_size=16)
+        for values in (self.samples.lengths, self.samples.source_of, self.samples.row_of):
+            hashed.update(np.ascontiguousarray(values).tobytes())
+        return {"samples": len(self.samples), "digest": hashed.hexdigest()}
 
     def epoch_of(self, step: int) -> float | None:
         """Return how many epochs lie before a step, where that is known."""

@@ -54,27 +54,35 @@ def make_row(
     language = _language(columns, config)
     turns: tuple[Turn, ...]
     if config.messages_field is not None:
-        talk = read_messages(_value(columns, config.messages_field), config.image_placeholder)
+        talk = read_messages(_value(columns, config, "messages_field"), config.image_placeholder)
         turns, pictures = talk.turns, _choose_pictures(talk.pictures, columns, config)
     else:
         key = (context.seed, name, row_id)
         answer = _caption(columns, config, key)
         if config.image_field is None and config.prompt_field is None:
             return Row(row_id, name, language, plain_text(answer))
-        pictures = _listed(_value(columns, config.image_field)) if config.image_field else []
+        pictures = _listed(_value(columns, config, "image_field")) if config.image_field else []
         asked = _question(columns, config, language, key, has_picture=bool(pictures))
         turns = tuple(
             Turn(role, tuple(split_places(words, config.image_placeholder)))
             for role, words in (("user", asked), ("assistant", answer))
         )
-    turns = place_pictures(turns, len(pictures), config.image_placeholder)
+    try:
+        turns = place_pictures(turns, len(pictures), config.image_placeholder)
+    except DataError as error:
+        if config.image_field is None or config.image_field in columns or pictures:
+            raise
+        raise DataError(
+            f"{error}; image_field={config.image_field} names no column of it: it has "
+            f"{', '.join(list(columns)[:NUM_NAMES])}"
+        ) from error
     images = tuple(_image(picture, config, context) for picture in pictures)
     return Row(row_id, name, language, turns, images)
 
 
 def _language(columns: Mapping[str, Any], config: SourceConfig) -> str:
     """Return the language of a row; of `en-US` or `zh_Hans` the part before region and script."""
-    told = _value(columns, config.language_field) if config.language_field else None
+    told = _value(columns, config, "language_field") if config.language_field else None
     told = str(told or config.language or "en")
     language = told.replace("_", "-").partition("-")[0].lower()
     if language not in LANGUAGES:
@@ -82,11 +90,16 @@ def _language(columns: Mapping[str, Any], config: SourceConfig) -> str:
     return language
 
 
-def _value(columns: Mapping[str, Any], field: str) -> Any:
+def _value(columns: Mapping[str, Any], config: SourceConfig, key: str) -> Any:
+    """Return the column that `key` of the config names."""
+    field = getattr(config, key)
     if field not in columns:
         names = list(columns)
         more = f" and {len(names) - NUM_NAMES} more" if len(names) > NUM_NAMES else ""
-        raise DataError(f"has no column {field!r}; it has {', '.join(names[:NUM_NAMES])}{more}")
+        raise DataError(
+            f"has no column {field!r}, which {key} names; "
+            f"it has {', '.join(names[:NUM_NAMES])}{more}"
+        )
     return columns[field]
 
 
@@ -96,7 +109,7 @@ def _value(columns: Mapping[str, Any], field: str) -> Any:
 def _caption(columns: Mapping[str, Any], config: SourceConfig, key: Key) -> str:
     """Return the caption; where a row has several, as COCO does, one of them by draw."""
     field = config.caption_field
-    value = _value(columns, field)
+    value = _value(columns, config, "caption_field")
     if not isinstance(value, list | tuple) or not value:
         return _text(field, value)
     # All are looked at: whether a row is bad must not depend on the seed.
@@ -107,7 +120,7 @@ def _question(
     columns: Mapping[str, Any], config: SourceConfig, language: str, key: Key, *, has_picture: bool
 ) -> str:
     if config.prompt_field is not None:
-        return _text(config.prompt_field, _value(columns, config.prompt_field))
+        return _text(config.prompt_field, _value(columns, config, "prompt_field"))
     if not has_picture:
         raise DataError(
             "has no picture to describe; name its question by prompt_field or its conversation by "
@@ -117,8 +130,10 @@ def _question(
 
 
 def _text(field: str, value: Any) -> str:
-    if not isinstance(value, str | int) or not str(value).strip():
-        raise DataError(f"column {field} holds {str(value)[:80]!r}, not text")
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise DataError(f"column {field!r} is empty")
+    if not isinstance(value, str | int):
+        raise DataError(f"column {field!r} holds {str(value)[:80]!r}, not text")
     return str(value)
 
 

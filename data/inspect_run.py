@@ -122,10 +122,12 @@ def stream(config: InspectConfig) -> Inspection:
     for job in training.packs_of(0, 1).jobs(0):
         packs.append(range(len(samples), len(samples) + len(job.samples)))
         samples += [sample for sample in job.samples if isinstance(sample, Sample)]
-        bad += job.bad_rows
+        bad += [row for row in job.bad_rows if row not in bad]
         if len(samples) >= data.buffer_rows:
             break
-    return listed(samples, list(data.sources), renderer, packs=packs, bad=bad)
+    found = listed(samples, list(data.sources), renderer, packs=packs, bad=bad)
+    told = f"streamed: the first {len(samples):,} rows that packs are made of; rows of a small set "
+    return replace(found, mixture=f"{told}come more than once")
 
 
 def listed(
@@ -281,7 +283,7 @@ def charts_of(found: Inspection, config: InspectConfig) -> list[Chart]:
         if budget is not None and reason is not None:
             left_out = sum(bool(reason.match(row.reason)) for row in found.bad)
             over = int((values > budget).sum()) + left_out
-            notes.append(f"{over:,} rows over the budget of {budget:,}")
+            notes.append(f"over the budget of {budget:,}, and so left out: {over:,}")
         charts.append(
             Chart(f"{unit} a row", unit.split()[-1], make_histogram(values), ", ".join(notes))
         )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +14,7 @@ from configs.errors import DataError
 log = logging.getLogger(__name__)
 # A lone surrogate becomes its escape, which is JSON.
 WRITTEN: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
-NUM_JUDGED = 1000  # rows of a stream, before its share of bad ones is judged
+NUM_DEVIATIONS = 3  # of a count of rare rows, that its share in a part of a stream may be off
 NUM_SHOWN = 5  # bad rows told in a message; the rest are counted
 REMEDY = "\n  mend the row, or leave such rows out with data.on_bad_row=skip"
 
@@ -42,7 +43,8 @@ class Ledger:
     max_bad_ratio: float
     num_used: Counter[str] = field(default_factory=Counter)
     bad: list[BadRow] = field(default_factory=list)
-    met: list[dict[str, Any]] = field(default_factory=list)  # bad rows met while training
+    met: list[dict[str, Any]] = field(default_factory=list)  # bad rows met while training, once
+    num_met: int = 0  # times one was met since this process began
 
     def add(self, source: str, num_used: int, bad: Sequence[BadRow]) -> None:
         """Count the rows of a source.
@@ -56,7 +58,7 @@ class Ledger:
         self.bad += bad
 
     def meet(self, step: int, rows: Iterable[BadRow]) -> list[dict[str, Any]]:
-        """Note bad rows met at a step; return them as lines of rows.jsonl.
+        """Note bad rows met at a step; return those that are new as lines of rows.jsonl.
 
         Raises:
             DataError: rows may not be skipped.
@@ -64,7 +66,10 @@ class Ledger:
         rows = sorted(rows, key=str)  # the same on any number of ranks
         if rows and not self.skip:
             raise DataError(refusal(rows))
-        lines = [{"step": step, **asdict(row)} for row in rows]
+        self.num_met += len(rows)
+        known = {(line["source"], line["id"]) for line in self.met}  # in an earlier epoch
+        new = [row for row in dict.fromkeys(rows) if (row.source, row.id) not in known]
+        lines = [{"step": step, **asdict(row)} for row in new]
         self.met += lines
         return lines
 
@@ -89,35 +94,42 @@ class Ledger:
         if self.bad:
             log.warning("left out %d of %d rows%s", len(self.bad), total, examples(self.bad))
 
-    def check_ratio(self, num_streamed: int = 0, *, is_last: bool = True) -> None:
+    def check_ratio(self) -> None:
         """Stop when more than `max_bad_ratio` of the rows are bad, as far as is known.
-
-        Args:
-            num_streamed: rows of streams that were used so far, which no index counts.
-            is_last: no more will come. Before that, a stream is judged by 1,000 rows at least.
 
         Raises:
             DataError: with the first few bad rows and the count of all.
         """
-        met = [BadRow(line["source"], line["id"], line["reason"]) for line in self.met]
-        if not num_streamed:  # a row is met in every epoch, and is one row of the index
-            met = list(dict.fromkeys(met))
-        bad = [*self.bad, *met]
-        total = self.num_used.total() + len(self.bad)
-        if num_streamed:
-            total = num_streamed + len(bad)
-            if total < NUM_JUDGED and not is_last:
-                return
-        if len(bad) > self.max_bad_ratio * total:
+        bad = [*self.bad, *self._rows_met()]
+        self._judge(len(bad), self.num_used.total() + len(self.bad), bad, slack=0.0)
+
+    def check_stream(self, num_read: int) -> None:
+        """Stop when more rows of streams are bad than `max_bad_ratio` allows for, beyond chance.
+
+        Args:
+            num_read: usable rows that streams have read since this process began.
+
+        Raises:
+            DataError: with the first few bad rows and the count of all.
+        """
+        total = num_read + self.num_met
+        chance = NUM_DEVIATIONS * math.sqrt(self.max_bad_ratio * total)
+        self._judge(self.num_met, total, self._rows_met(), slack=chance)
+
+    def _judge(self, num_bad: int, total: int, bad: Sequence[BadRow], *, slack: float) -> None:
+        if num_bad > self.max_bad_ratio * total + slack:
             raise DataError(
-                f"{len(bad)} of {total} rows are bad ({len(bad) / total:.1%}), more than "
+                f"{num_bad} of {total} rows are bad ({num_bad / total:.1%}), more than "
                 f"data.max_bad_ratio={self.max_bad_ratio}{examples(bad)}"
             )
+
+    def _rows_met(self) -> list[BadRow]:
+        return [BadRow(line["source"], line["id"], line["reason"]) for line in self.met]
 
     @property
     def num_bad(self) -> int:
         """Rows left out so far."""
-        return len(self.bad) + len({(line["source"], line["id"]) for line in self.met})
+        return len(self.bad) + len(self.met)
 
     def write(self, path: Path, held_out: Sequence[BadRow] = ()) -> None:
         """Write a line for each source and each row left out, as JSON.

@@ -33,6 +33,10 @@ class Packs(Protocol):
         """Return the samples of this rank before `step` by source, where no index tells them."""
         ...
 
+    def num_read(self, step: int) -> int:
+        """Return the usable rows read for the packs before `step`, since this process began."""
+        ...
+
 
 class PlannedPacks:
     """Packs of a plan: any of them can be told without those before it."""
@@ -58,6 +62,10 @@ class PlannedPacks:
     def num_used(self, step: int) -> dict[str, int]:
         """Return nothing: the index tells how many rows are used."""
         return {}
+
+    def num_read(self, step: int) -> int:
+        """Return 0: the index tells how many rows there are."""
+        return 0
 
 
 class StreamedPacks:
@@ -93,3 +101,7 @@ class StreamedPacks:
             for name, number in slot.num_used(step).items():
                 used[name] = used.get(name, 0) + number
         return used
+
+    def num_read(self, step: int) -> int:
+        """Return the usable rows read for the packs before `step`, since this process began."""
+        return sum(slot.num_read(step) for slot in self.slots)

@@ -143,6 +143,8 @@ class SlotStream:
         # What was given out since the oldest step that may still be asked for: for each window its
         # place and the sources of each pack's samples. Workers are ahead of the trained step.
         self.held: deque[tuple[Place, list[Counter[str]]]] = deque()
+        # First pack and rows of each window whose bad rows this process tells.
+        self.told: list[tuple[int, int]] = []
 
     def __iter__(self) -> Iterator[tuple[list[Sample], list[BadRow]]]:
         """Yield packs from `next_pack` on, each with the bad rows met to put it together."""
@@ -151,6 +153,8 @@ class SlotStream:
             packs, bad = self._fill(begun)
             counts = [Counter(sample.row.source for sample in pack) for pack in packs]
             self.held.append((begun, counts))
+            if begun.first_pack >= self.next_pack:
+                self.told.append((begun.first_pack, sum(map(len, packs))))
             used = sum(counts, Counter(begun.num_used))
             after = begun.first_pack + len(packs)
             self.place = Place(begun.window + 1, after, self._reader_states(), dict(used))
@@ -168,6 +172,7 @@ class SlotStream:
     def go_on(self, state: dict[str, Any]) -> None:
         """Stand where the same slot stood, in this run or another."""
         self.held.clear()
+        self.told.clear()
         self.place, self.next_pack = Place(**state["place"]), state["pack"]
 
     def num_used(self, pack: int) -> Counter[str]:
@@ -176,6 +181,10 @@ class SlotStream:
             if place.first_pack <= pack < place.first_pack + len(counts):
                 return sum(counts[: pack - place.first_pack], Counter(place.num_used))
         return Counter(self.place.num_used)
+
+    def num_read(self, pack: int) -> int:
+        """Return the usable rows of the buffers that packs before `pack` were the first of."""
+        return sum(rows for first, rows in self.told if first < pack)
 
     def _end(self, held: tuple[Place, list[Counter[str]]]) -> int:
         return held[0].first_pack + len(held[1])

@@ -85,16 +85,16 @@ class RunCallback(TrainerCallback):
 
     def _settle_ledger(self, args: Any, state: Any) -> None:
         """Share the bad rows met since the last time, and write them; all ranks do so together."""
-        step, ledger = state.global_step, self.data.ledger
+        step, ledger, is_streamed = state.global_step, self.data.ledger, self.data.plan is None
         is_last = step == state.max_steps
-        if not ledger.skip or not (
-            is_last or step % args.logging_steps == 0 or step % args.save_steps == 0
-        ):
+        is_due = ledger.skip and (step % args.logging_steps == 0 or step % args.save_steps == 0)
+        if not (is_last or is_due):
             return
         packs = self.trainer.packs
-        told = gather_objects((self.trainer.take_bad_rows(), packs.num_used(step)))
-        lines = ledger.meet(step, [row for rows, _ in told for row in rows])
-        used = sum((Counter(used) for _, used in told), Counter())
+        mine = self.trainer.take_bad_rows(), packs.num_used(step), packs.num_read(step)
+        told = gather_objects(mine)
+        lines = ledger.meet(step, [row for rows, _, _ in told for row in rows])
+        used = sum((Counter(used) for _, used, _ in told), Counter())
         if self.tracker.path is not None:  # one rank writes
             ledger.append(self.folder.rows, lines)
             if is_last and used:
@@ -102,7 +102,10 @@ class RunCallback(TrainerCallback):
                     self.folder.rows,
                     [{"step": step, "source": k, "used": n} for k, n in sorted(used.items())],
                 )
-            ledger.check_ratio(used.total(), is_last=is_last)
+            if is_streamed:
+                ledger.check_stream(sum(read for _, _, read in told))
+            else:
+                ledger.check_ratio()
 
     def evaluate(self, model: Any, *, step: int) -> Results:
         """Measure the held-out rows; every rank does the same, which every engine can do."""

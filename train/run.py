@@ -64,6 +64,7 @@ def train(config: TrainConfig) -> None:
         return
     if rank() == 0:
         folder.open(config)
+        folder.check_data(data.fingerprint())
         data.ledger.write(folder.rows, held_out.left_out)
     run_stage(config, folder, model, table, processing_class, data, held_out, num_steps)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, DataError
 from configs.schema import TrainConfig
 
 # Keys that may change between a run and its resumption without changing what is learned.
@@ -26,6 +26,7 @@ FREE = (
     "evaluation",
     "engine.num_threads",
     "engine.gradient_checkpointing",
+    "data.max_bad_ratio",
     "data.num_workers",
     "data.num_index_workers",
     "data.cache_dir",
@@ -68,6 +69,24 @@ class RunFolder:
                 f"output_dir={str(self.path)!r} holds another run:{''.join(lines)}\n"
                 "  give another output_dir, or the same config to go on with that run"
             )
+
+    def check_data(self, fingerprint: dict[str, object]) -> None:
+        """Refuse to go on with other rows than the run began with, and note these at its start.
+
+        Raises:
+            DataError: rows were added, left out or changed since.
+        """
+        path = self.path / "data.json"
+        if path.is_file():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            if before != fingerprint:
+                raise DataError(
+                    f"the data has changed since the run in {str(self.path)!r} began: "
+                    f"{before.get('samples')} samples then, {fingerprint.get('samples')} now, and "
+                    "what they hold; a run goes on with its own rows alone: give another "
+                    "output_dir, or the data as it was"
+                )
+        path.write_text(json.dumps(fingerprint) + "\n", encoding="utf-8")
 
     def is_finished(self) -> bool:
         """Whether the run has reached its last step and was exported."""

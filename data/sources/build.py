@@ -1,6 +1,8 @@
 """From the config of a source to its rows, by number or in order."""
 
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,10 +15,11 @@ from data.remote import Downloads
 from data.rows import Row
 from data.sources.files import open_files, open_shards
 from data.sources.hub import HubRecords, hub_shards
-from data.sources.records import Records, Shard
+from data.sources.records import Columns, Records, Shard
 from data.sources.shipped import name_rows, number_rows, scene_rows, udhr_rows
 from data.sources.table import ListTable, RecordTable, RowTable
 
+log = logging.getLogger(__name__)
 SHIPPED = (
     SourceKind.emoji_scenes,
     SourceKind.concept_names,
@@ -48,7 +51,20 @@ def open_table(
     records = _open_records(key, source, cache)
     if not len(records):
         raise DataError(f"{key}: path={source.path!r} holds no rows")
+    with suppress(DataError):
+        _hint_at_language(key, source, records.columns(0))
     return RecordTable(name, records, source, row_context(records.root, data, cache, seed))
+
+
+def _hint_at_language(key: str, source: SourceConfig, columns: Columns) -> None:
+    """Say that a column with languages is not read: all rows would be English in silence."""
+    found = [name for name in ("language", "lang") if name in columns]
+    if found and source.language_field is None and source.language is None:
+        log.warning(
+            "%s: its rows have a column %r, which is not read: all rows count as English; "
+            "set %s.language_field=%s",
+            key, found[0], key, found[0],
+        )  # fmt: skip
 
 
 def _open_records(key: str, source: SourceConfig, cache: Cache) -> Records:

@@ -56,7 +56,7 @@ SPOILED: dict[str, tuple[Callable[[Files], None], dict[str, Any], str]] = {
     "URL": (says(image="https://example.org/a.png"), {}, "is a URL; set data.allow_urls=true"),
     "2 pictures, 1 place": (two_pictures, dict(messages_field="messages"),
                             "has 2 pictures and 1 place for them (<image>)"),
-    "empty answer": (says(caption="  "), {}, "column caption holds '  ', not text"),
+    "empty answer": (says(caption="  "), {}, "column 'caption' is empty"),
     "no answer": (lambda files: files.rows[NUMBER].pop("caption"), {}, "has no column 'caption'"),
     "too long": (says(caption="word " * 900), dict(max_tokens=300), "than data.max_tokens=300"),
     "language": (says(language="tlh"), {}, "language 'tlh' is not one of ar, cs, de"),

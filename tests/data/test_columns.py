@@ -265,7 +265,9 @@ def test_a_caption_that_is_no_text(caption: Any) -> None:
     bad = caption[-1] if isinstance(caption, list) and caption else caption
     for number in range(4):  # whichever of several is drawn
         assert refused({"image": b"...", "caption": caption}, row_id=str(number)) == (
-            f"column caption holds {str(bad)!r}, not text"
+            "column 'caption' is empty"
+            if bad is None or isinstance(bad, str)
+            else f"column 'caption' holds {str(bad)!r}, not text"
         )
 
 
@@ -282,16 +284,28 @@ def test_plain_text_is_read_without_a_question() -> None:
 
 
 def test_a_column_that_is_not_in_the_row_is_named() -> None:
-    assert refused({"image": b"..."}) == "has no column 'caption'; it has image"
+    assert (
+        refused({"image": b"..."})
+        == "has no column 'caption', which caption_field names; it has image"
+    )
     many = {f"c{number}": 1 for number in range(11)}
     assert refused(many) == (
-        "has no column 'caption'; it has c0, c1, c2, c3, c4, c5, c6, c7 and 3 more"
+        "has no column 'caption', which caption_field names; "
+        "it has c0, c1, c2, c3, c4, c5, c6, c7 and 3 more"
     )
-    assert refused({"caption": "A."}) == "has no column 'image'; it has caption"
-    assert refused({"image": 1}, messages_field="m") == "has no column 'm'; it has image"
+    assert (
+        refused({"caption": "A."})
+        == "has no column 'image', which image_field names; it has caption"
+    )
+    assert (
+        refused({"image": 1}, messages_field="m")
+        == "has no column 'm', which messages_field names; it has image"
+    )
     told = {"image": b"...", "caption": "A."}
     for key in ("prompt_field", "language_field"):
-        assert refused(told, **{key: "x"}) == "has no column 'x'; it has image, caption"
+        assert refused(told, **{key: "x"}) == (
+            f"has no column 'x', which {key} names; it has image, caption"
+        )
 
 
 # --------------------------------------------------------------------------- conversations

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -299,3 +300,70 @@ def test_nothing_of_the_index_is_a_pickle(tmp_path: Path, tiling_renderer: Rende
     ]  # fmt: skip
     assert np.load(folder / "lengths.npy", allow_pickle=False).dtype == FIELDS
     assert [json.loads(line) for line in (folder / "bad.jsonl").open()] == []
+
+
+def test_a_missing_picture_that_is_put_back_is_found(
+    tmp_path: Path, tiling_renderer: Renderer
+) -> None:
+    files = captioned(tmp_path, 20)
+    path = tmp_path / "pictures/64x64.png"
+    whole = path.read_bytes()
+    path.unlink()
+    _, ledger = indexed(config(files, skip=True), tiling_renderer, tmp_path / "cache")
+    assert len(ledger.bad) == 2
+    path.write_bytes(whole)
+    _, ledger = indexed(config(files, skip=True), tiling_renderer, tmp_path / "cache")
+    assert not ledger.bad
+
+
+def test_the_same_rows_beside_other_pictures_are_other_rows(
+    tmp_path: Path, tiling_renderer: Renderer
+) -> None:
+    one, two = captioned(tmp_path / "one", 20), captioned(tmp_path / "two", 20)
+    two.picture("64x64.png", (300, 1))
+    first, _ = indexed(config(one), tiling_renderer, tmp_path / "cache")
+    other, _ = indexed(config(two), tiling_renderer, tmp_path / "cache")
+    assert not np.array_equal(first.lengths["num_tiles"], other.lengths["num_tiles"])
+    assert len({samples.sample(4).num_tiles for samples in (first, other)}) == 2
+
+
+def test_a_row_that_changed_is_measured_again_at_the_next_start(
+    tmp_path: Path, tiling_renderer: Renderer
+) -> None:
+    files = captioned(tmp_path, 20)
+    samples, _ = indexed(config(files), tiling_renderer, tmp_path / "cache")
+    files.picture("64x64.png", (300, 1))
+    with pytest.raises(DataError, match="start the run again"):
+        samples.sample(4)
+    again, _ = indexed(config(files), tiling_renderer, tmp_path / "cache")
+    assert again.sample(4).num_tiles != (samples.lengths["num_tiles"][4],)
+
+
+def test_a_process_that_dies_while_it_measures_is_told(
+    tmp_path: Path, tiling_renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SERIAL", 1)
+    monkeypatch.setattr(module, "CHUNK", 4)
+    data = config(captioned(tmp_path, 40), skip=True, num_index_workers=2)
+    render = Renderer.render
+
+    def die(self: Renderer, row: Any, **kwargs: Any) -> Any:
+        if row.id == "rows.jsonl:22":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return render(self, row, **kwargs)
+
+    monkeypatch.setattr(Renderer, "render", die)
+    with pytest.raises(DataError, match=r"a process that measured rows died, among rows \d+ and"):
+        indexed(data, tiling_renderer, tmp_path / "cache")
+
+
+def test_an_id_that_is_half_a_character(tmp_path: Path, tiling_renderer: Renderer) -> None:
+    files = captioned(tmp_path, 4)
+    for number, row in enumerate(files.rows):
+        row["name"] = f"row-{number}"
+    files.rows[2] |= {"name": "\ud800", "caption": ""}
+    files.jsonl.write_text("".join(json.dumps(row) + "\n" for row in files.rows))
+    data = config(files, skip=True, id_field="name")
+    for _ in range(2):  # measured, and from the cache
+        _, ledger = indexed(data, tiling_renderer, tmp_path / "cache")
+        assert [row.id for row in ledger.bad] == ["\ud800"]

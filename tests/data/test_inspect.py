@@ -204,10 +204,10 @@ def test_rows_over_the_budget_are_counted(tmp_path: Path, renderer: Renderer) ->
         ledger.bad,
     )  # fmt: skip
     tokens, supervised, tiles = charts_of(found, InspectConfig(data=data))
-    assert tokens.note.endswith(f", {len(ledger.bad)} rows over the budget of 80")
+    assert tokens.note.endswith(f"over the budget of 80, and so left out: {len(ledger.bad)}")
     assert tokens.histogram.counts.sum() == 46 - len(ledger.bad)
     assert supervised.note.startswith("p50 ")
-    assert tiles.note.endswith(", 0 rows over the budget of 64")
+    assert tiles.note.endswith("over the budget of 64, and so left out: 0")
 
 
 def test_arrays_of_samples_at_hand_are_those_of_an_index(
@@ -306,7 +306,7 @@ def test_what_was_left_out_is_listed(capsys: pytest.CaptureFixture[str]) -> None
     reason = r"has \d+ tokens, more than data.max_tokens=100"
     assert re.search(rf"^udhr/\w\w-\d\d +{reason}$", out, re.MULTILINE)
     (number,) = re.findall(r"^has N tokens, more than data.max_tokens=100 +(\d+)$", out, re.M)
-    assert f"{number} rows over the budget of 100" in out
+    assert f"over the budget of 100, and so left out: {number}" in out
     assert {source for source, *_ in SHOWN.findall(out)} == {"scenes", "udhr"}
 
 

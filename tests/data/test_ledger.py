@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from configs.errors import DataError
-from data.ledger import NUM_JUDGED, NUM_SHOWN, BadRow, Ledger
+from data.ledger import NUM_SHOWN, BadRow, Ledger
 
 EMPTY = "has an empty answer"
 
@@ -81,17 +81,57 @@ def test_rows_met_while_training_count_too() -> None:
         ledger.check_ratio()
 
 
-@pytest.mark.parametrize(("num_used", "is_last", "passes"), [
-    (10, False, True), (10, True, False), (NUM_JUDGED, False, True), (NUM_JUDGED, True, True),
-])  # fmt: skip
-def test_a_stream_is_judged_by_enough_rows(num_used: int, is_last: bool, passes: bool) -> None:
+@pytest.mark.parametrize(
+    ("num_bad", "num_read", "passes"),
+    [(3, 17, True), (6, 14, False), (65, 935, True), (70, 930, True), (72, 928, False)],
+)
+def test_a_stream_is_judged_beyond_chance(num_bad: int, num_read: int, passes: bool) -> None:
+    """Of 1,000 rows 50 may be bad, and 21 more by three deviations of chance."""
     ledger = Ledger(skip=True, max_bad_ratio=0.05)
-    ledger.meet(1, rows(3))
+    ledger.meet(1, rows(num_bad))
     if passes:
-        ledger.check_ratio(num_used, is_last=is_last)
+        ledger.check_stream(num_read)
     else:
-        with pytest.raises(DataError, match="3 of 13 rows are bad"):
-            ledger.check_ratio(num_used, is_last=is_last)
+        with pytest.raises(DataError, match=f"{num_bad} of {num_bad + num_read} rows are bad"):
+            ledger.check_stream(num_read)
+
+
+def test_a_row_met_in_every_epoch_is_one_bad_row() -> None:
+    ledger = filled(95, 3, max_bad_ratio=0.05)
+    for step in range(1, 9):
+        told = ledger.meet(step, [BadRow("good", "late", "cannot be decoded")])
+        assert len(told) == (1 if step == 1 else 0)
+    ledger.check_ratio()
+    assert ledger.num_bad == 4
+
+
+def test_a_line_that_was_cut_off_by_a_kill_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, ledger = tmp_path / "rows.jsonl", filled(9, 1)
+    ledger.write(path)
+    Ledger.append(path, ledger.meet(2, [BadRow("good", "at\u2028two", "broken")]))
+    whole = path.read_text()
+    path.write_text(whole + '{"step": 3, "sour')
+    again = filled(9, 1)
+    again.write(path)
+    again.resume(path, 4)
+    assert path.read_text() == whole
+    assert "the last line is cut off" in caplog.text
+
+
+def test_half_a_character_can_be_written(tmp_path: Path) -> None:
+    ledger = Ledger(skip=True, max_bad_ratio=1.0)
+    ledger.add("a", 1, [BadRow("a", "\ud800", "bad")])
+    ledger.write(tmp_path / "rows.jsonl")
+    assert lines_of(tmp_path / "rows.jsonl")[1]["id"] == "\ud800"
+
+
+def test_held_out_rows_are_told_apart(tmp_path: Path) -> None:
+    filled(9, 1).write(tmp_path / "rows.jsonl", rows(1, "kept"))
+    assert lines_of(tmp_path / "rows.jsonl")[-1] == {
+        "group": "held_out", "source": "kept", "id": "0", "reason": EMPTY,
+    }  # fmt: skip
 
 
 def test_nothing_usable_is_an_error_whatever_the_limit() -> None:

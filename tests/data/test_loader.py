@@ -160,3 +160,19 @@ def test_pixels_travel_in_shared_memory(renderer: Renderer) -> None:
     pixels = batch["pixel_values"]
     assert pixels.is_shared() and pixels.nbytes > 400_000
     assert len(ForkingPickler.dumps(batch)) < 4_000
+
+
+def test_a_row_that_is_gone_leaves_its_pack_too(tmp_path: Path, renderer: Renderer) -> None:
+    samples, _ = indexed(config(captioned(tmp_path, 6)), renderer, tmp_path / "cache")
+    (tmp_path / "pictures/64x64.png").unlink()
+    for skip in (True, False):
+        dataset = PackDataset(samples, renderer.image_processor, skip=skip, num_workers=0)
+        sampler = JobSampler(lambda: iter([Job(0, [3, 4, 5])]), 1)
+        if not skip:
+            with pytest.raises(DataError, match=r"row mine/rows\.jsonl:5: image .* does not exist"):
+                list(make_loader(dataset, sampler, num_workers=0))
+            continue
+        (batch,) = make_loader(dataset, sampler, num_workers=0)
+        (bad,) = batch[BAD_ROWS]
+        assert (bad.id, "does not exist" in bad.reason) == ("rows.jsonl:5", True)
+        assert int(batch["position_ids"].eq(0).sum()) == 2

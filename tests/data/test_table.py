@@ -259,7 +259,7 @@ def test_bad_rows_are_told_and_the_others_stay_in_order(tmp_path: Path, renderer
     reasons = {bad.id: bad.reason for bad in ledger.bad}
     assert list(reasons) == ["1", "2", "3"]
     assert reasons["1"] == f"image '{tmp_path}/gone.png' does not exist"
-    assert reasons["2"] == "column caption holds '', not text"
+    assert reasons["2"] == "column 'caption' is empty"
     assert reasons["3"].startswith(f"image '{tmp_path}/bad.png' cannot be read: cannot identify")
     with pytest.raises(DataError, match=r"mine/1: image .* does not exist"):
         indexed(source, renderer, tmp_path)

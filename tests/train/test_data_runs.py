@@ -147,12 +147,12 @@ def test_where_no_row_may_be_skipped_a_broken_picture_ends_the_run(
         run(*command)
 
 
-@pytest.mark.parametrize("kind", ["planned", "streamed"])
+@pytest.mark.parametrize(("kind", "ratio"), [("planned", "0.02"), ("streamed", "0.0")])
 def test_too_many_bad_rows_met_on_the_way_end_the_run(
-    kind: str, broken: Path, pipeline: Any, tmp_path: Path
+    kind: str, ratio: str, broken: Path, pipeline: Any, tmp_path: Path
 ) -> None:
-    limit = ["data.on_bad_row=skip", "data.max_bad_ratio=0.02", f"output_dir={tmp_path}/run"]
-    with pytest.raises(DataError, match=r"of \d+ rows are bad \(.*data\.max_bad_ratio=0\.02"):
+    limit = ["data.on_bad_row=skip", f"data.max_bad_ratio={ratio}", f"output_dir={tmp_path}/run"]
+    with pytest.raises(DataError, match=rf"of \d+ rows are bad \(.*data\.max_bad_ratio={ratio}"):
         run(*overrides(kind, broken, pipeline), *limit)
 
 
@@ -197,3 +197,18 @@ def test_two_processes_stream_what_one_streams(
     assert one.keys() == two.keys()
     assert max(abs(one[step] - two[step]) for step in one) < 5e-6  # measured: see below
     assert ledger(tmp_path / "run") == ledger(unbroken["streamed"])
+
+
+def test_a_run_does_not_go_on_with_other_rows(
+    shards: Path, pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(shards, tmp_path / "rows")
+    command = [*overrides("planned", tmp_path / "rows", pipeline), f"output_dir={tmp_path}/run"]
+    with monkeypatch.context() as patch:
+        stop_before(3, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(*command)
+    with (tmp_path / "rows/shard-0.jsonl").open("a") as file:
+        file.write(json.dumps({"image": "0-1.jpg", "caption": "One more.", "id": "new"}) + "\n")
+    with pytest.raises(DataError, match=r"the data has changed .* 72 samples then, 73 now"):
+        run(*command)
