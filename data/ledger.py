@@ -28,7 +28,9 @@ class BadRow:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.source}/{self.id}: {self.reason}"
+        # A lone surrogate cannot be written to a terminal or a log; its escape can.
+        text = f"{self.source}/{self.id}: {self.reason}"
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @dataclass

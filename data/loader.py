@@ -7,6 +7,7 @@ shared memory too, so that one that dies can be told with its row.
 
 import os
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from data.ledger import BadRow
 from data.render import Sample
 from data.samples import SampleTable
 
+SIGNAL_SECONDS = 2.0  # within which the signal of a death comes
 REMEMBERED = 1024  # jobs given out whose rows can still be named
 DEAD = re.compile(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)")
 SHARED_MEMORY = (
@@ -119,6 +121,22 @@ def make_loader(dataset: PackDataset, sampler: JobSampler, *, num_workers: int) 
 
 def _take_first(batches: list[Batch]) -> Batch:
     return batches[0]
+
+
+def death_of_worker(error: Exception) -> RuntimeError | None:
+    """Return torch's error of a worker that died, where that is the reason of `error`.
+
+    torch raises it from a signal, wherever the main process happens to be. Where that is reading
+    what the worker sends, the broken connection is met first and the signal comes in a moment.
+    """
+    if isinstance(error, ConnectionError | EOFError):
+        try:
+            time.sleep(SIGNAL_SECONDS)
+        except RuntimeError as told:
+            return death_of_worker(told)
+        return None
+    is_death = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+    return error if is_death else None
 
 
 def told_by_worker(error: RuntimeError, dataset: PackDataset, sampler: JobSampler) -> DataError:

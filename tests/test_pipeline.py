@@ -66,8 +66,8 @@ def test_the_merge_is_half_way_in_the_decoder_alone(pipeline):
 def test_a_run_folder_tells_all_about_its_run(pipeline):
     folder = pipeline.sft.parent
     assert {path.name for path in folder.iterdir()} == {
-        "checkpoints", "config.yaml", "environment.jsonl", "evaluation", "export", "finished.json",
-        "metrics.jsonl", "rows.jsonl",
+        "checkpoints", "config.yaml", "data.json", "environment.jsonl", "evaluation", "export",
+        "finished.json", "metrics.jsonl", "rows.jsonl",
     }  # fmt: skip
     lines = metrics(folder)
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 4]

@@ -22,7 +22,7 @@ from configs.errors import DataError
 from data.batches import BAD_ROWS
 from data.build import TrainingData
 from data.ledger import BadRow
-from data.loader import JobSampler, PackDataset, make_loader, told_by_worker
+from data.loader import JobSampler, PackDataset, death_of_worker, make_loader, told_by_worker
 from data.packs import States
 from train.build_model import load_weights
 from train.parts import Part
@@ -115,10 +115,11 @@ class GraftTrainer(SFTTrainer):
             self.packs.go_on(read_states(Path(resume_from_checkpoint)))
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
-        except RuntimeError as error:  # torch raises it wherever the main process happens to be
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            death = death_of_worker(error)
+            if death is None:
                 raise
-            raise told_by_worker(error, self.batches, self.sampler) from None
+            raise told_by_worker(death, self.batches, self.sampler) from None
 
     def take_bad_rows(self) -> list[BadRow]:
         """Return the bad rows that this rank met since the last time."""

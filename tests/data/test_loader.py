@@ -17,7 +17,14 @@ from PIL import Image
 from configs.errors import DataError
 from data.batches import BAD_ROWS
 from data.ledger import BadRow
-from data.loader import Job, JobSampler, PackDataset, make_loader, told_by_worker
+from data.loader import (
+    Job,
+    JobSampler,
+    PackDataset,
+    death_of_worker,
+    make_loader,
+    told_by_worker,
+)
 from data.render import Renderer, Sample
 from data.rows import Row
 
@@ -63,8 +70,11 @@ def load(
     sampler = JobSampler(jobs, len(packs))
     try:
         return list(make_loader(dataset, sampler, num_workers=num_workers))
-    except RuntimeError as error:
-        raise told_by_worker(error, dataset, sampler) from None
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        death = death_of_worker(error)
+        if death is None:
+            raise
+        raise told_by_worker(death, dataset, sampler) from None
 
 
 def test_any_number_of_workers_gives_the_same_batches(tmp_path: Path, renderer: Renderer) -> None:
@@ -115,6 +125,26 @@ def test_a_worker_that_dies_is_told_with_its_row(renderer: Renderer, sign: int) 
     message = str(caught.value)
     assert message.startswith("a data worker died while it prepared row mine/killer: ")
     assert "raise --shm-size or lower data.num_workers" in message
+
+
+def test_a_broken_connection_is_told_as_the_death_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The signal comes while the broken connection is being handled."""
+    told = "DataLoader worker (pid 12345) is killed by signal: Killed."
+
+    def interrupted(signum: int, frame: Any) -> None:
+        raise RuntimeError(told)
+
+    before = signal.signal(signal.SIGALRM, interrupted)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        assert str(death_of_worker(ConnectionResetError(104, "reset by peer"))) == told
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    monkeypatch.setattr("data.loader.SIGNAL_SECONDS", 0.01)
+    assert death_of_worker(ConnectionResetError(104, "reset by peer")) is None
+    assert death_of_worker(RuntimeError("CUDA out of memory")) is None
 
 
 def test_a_worker_that_dies_idle(renderer: Renderer) -> None:
