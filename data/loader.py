@@ -135,8 +135,9 @@ def death_of_worker(error: Exception) -> RuntimeError | None:
         except RuntimeError as told:
             return death_of_worker(told)
         return None
-    is_death = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
-    return error if is_death else None
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        return error
+    return None
 
 
 def told_by_worker(error: RuntimeError, dataset: PackDataset, sampler: JobSampler) -> DataError:
