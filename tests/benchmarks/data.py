@@ -1,11 +1,11 @@
 """Start and memory of a large JSONL with pictures: first start, second start, bytes a row.
 
-    python tests/benchmarks/data.py            # 25,000 and 100,000 rows, about 5 minutes
+    python tests/benchmarks/data.py            # 25,000 and 100,000 rows, about 6 minutes
     python tests/benchmarks/data.py 10000 40000
 
 Each start is a process of its own, so imports are seen too. Memory is what the process alone holds
-(Private_Dirty of /proc/self/smaps_rollup) after the plan, and after 2,000 packs of batches without
-decoding (rendered, not shown), each minus what it held before the rows were opened.
+(Private_Dirty of /proc/self/smaps_rollup) after the plan, and after 500 packs of batches without
+decoding (NUM_PACKS; rendered, not shown), each minus what it held before the rows were opened.
 """
 
 import json
@@ -22,9 +22,9 @@ sys.path.insert(0, str(ROOT))
 
 START = time.perf_counter()
 NUM_PICTURES = 50  # that differ; each row has a file of its own, a hard link to one of them
-NUM_PACKS = 2000
+NUM_PACKS = int(os.environ.get("NUM_PACKS", "500"))  # that are iterated
 SENTENCE = "a picture of some people who walk along the river"
-REPEATS = 3
+REPEATS = 2
 
 
 def private_bytes() -> int:
