@@ -21,3 +21,9 @@ class DataError(VisiongraftError, ValueError):
 
 class CheckpointError(VisiongraftError, ValueError):
     """A checkpoint folder that is missing, broken, or not what it was said to be."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error of a library says, or what it is."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else repr(error)

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache as cache_results
 from itertools import islice
 
 import numpy as np
@@ -13,14 +14,15 @@ import numpy.typing as npt
 from configs.errors import DataError
 from configs.languages import LANGUAGES
 from configs.schema import BadRow as OnBadRow
-from configs.schema import DataConfig, SourceConfig
-from data.cache import Cache
+from configs.schema import DataConfig, ModelConfig, SourceConfig
+from data.cache import Cache, open_cache
 from data.columns import make_row
 from data.index import SourceIndex, build_index, settings_of
 from data.ledger import Ledger
 from data.mixture import describe_mixture, sample_weights
 from data.pack import PackPlan
 from data.packs import Packs, PlannedPacks, StreamedPacks
+from data.processor import build_processing_class, texts_for_tokenizer
 from data.render import Renderer
 from data.rows import Row
 from data.samples import SampleTable, join_samples, usable_rows
@@ -55,6 +57,35 @@ class TrainingData:
     def epoch_of(self, step: int) -> float | None:
         """Return how many epochs lie before a step, where that is known."""
         return None if self.plan is None else self.plan.epoch_of(step)
+
+
+def build_training_data(
+    model: ModelConfig, data: DataConfig, *, seed: int
+) -> tuple[Renderer, TrainingData]:
+    """Return what writes rows for a model, and what is trained on: planned, or streamed.
+
+    Args:
+        model: whose tokenizer or processor is loaded, or made of the rows.
+        data: sources, budgets, and what is done about bad rows.
+        seed: of all that is drawn.
+
+    Raises:
+        DataError: a source cannot be read, or a bad row where none may be skipped.
+    """
+    cache, ledger = open_cache(data.cache_dir), new_ledger(data)
+    if data.streaming:
+        sources = stream_sources(data, cache, seed=seed)
+        renderer = _renderer(model, data, rows_to_come(sources))
+        return renderer, stream_packs(sources, data, renderer, ledger, seed=seed)
+    tables = open_tables("sources", data, cache, seed=seed)
+    renderer = _renderer(model, data, rows_at_hand(tables.values()))
+    samples = index_samples(tables, data.sources, data, renderer, cache, ledger, seed=seed)
+    return renderer, plan_packs(samples, data, ledger, seed=seed)
+
+
+def _renderer(model: ModelConfig, data: DataConfig, rows: Iterable[Row]) -> Renderer:
+    texts = texts_for_tokenizer(rows, data.languages)  # read only where a tokenizer is made
+    return Renderer(build_processing_class(model, texts))
 
 
 def new_ledger(data: DataConfig) -> Ledger:
@@ -234,11 +265,12 @@ def _stream_source(
         return StreamSource(name, source.weight, [TableShard(table)], _row_at_hand, _place)
 
     field = source.id_field
+    context = cache_results(lambda root: row_context(root, data, cache, seed))
 
     def make(shard: Shard, row_id: str, columns: Columns) -> Row:
         if field is not None and columns.get(field) is None:
             raise DataError(f"has no id: column {field!r} is missing or empty")
-        return make_row(name, row_id, columns, source, row_context(shard.root, data, cache, seed))
+        return make_row(name, row_id, columns, source, context(shard.root))
 
     def row_id(place: str, columns: Columns) -> str:
         told = None if field is None else columns.get(field)

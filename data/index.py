@@ -9,11 +9,13 @@ import json
 import logging
 import multiprocessing
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,6 +43,7 @@ FIELDS = np.dtype(
         ("id_hash", "<u8"),
     ]
 )
+AHEAD = 4  # chunks a worker that are measured before the first of them is taken
 CHUNK = 512  # rows a worker measures at once
 PROBED = 100  # rows that are measured first, so that a wrong field is told at once
 SERIAL = 2 * CHUNK  # up to so many rows, other processes cost more than they save
@@ -141,7 +144,15 @@ def _mapped(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a process a core is enough
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        for rows, done in [(rows, pool.submit(_call, rows)) for rows in chunks]:
+        submitted: deque[tuple[range, Future[_Measured]]] = deque()
+        to_come = iter(chunks)
+        while True:
+            # A few ahead: results of all chunks at once would not fit in memory.
+            for rows in islice(to_come, AHEAD * num_workers - len(submitted)):
+                submitted.append((rows, pool.submit(_call, rows)))
+            if not submitted:
+                return
+            rows, done = submitted.popleft()
             try:
                 yield done.result()
             except BrokenProcessPool as error:
@@ -179,21 +190,22 @@ def _measure_chunk(
             done.bad.append((number, table.row_id(number), str(error)))
             done.lengths[at]["is_bad"] = True
             continue
-        done.lengths[at] = (
-            sample.num_tokens,
-            int(sample.supervised.sum()),
-            _num_image_tokens(renderer, sample),
-            sum(sample.num_tiles),
-            LANGUAGE_NUMBER[row.language],
-            False,
-            int(digest(row.id)[:16], 16),
-        )
+        done.lengths[at] = lengths_of(sample, renderer)
     return done
 
 
-def _num_image_tokens(renderer: Renderer, sample: Sample) -> int:
+def lengths_of(sample: Sample, renderer: Renderer) -> tuple[int, ...]:
+    """Return what the index says of a sample: the values of FIELDS."""
     token = getattr(renderer.processing_class, "image_token_id", None)
-    return 0 if token is None else int((sample.input_ids == token).sum())
+    return (
+        sample.num_tokens,
+        int(sample.supervised.sum()),
+        0 if token is None else int((sample.input_ids == token).sum()),
+        sum(sample.num_tiles),
+        LANGUAGE_NUMBER[sample.row.language],
+        False,
+        int(digest(sample.row.id)[:16], 16),
+    )
 
 
 def _own_file(picture: Any) -> str | None:

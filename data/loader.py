@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from configs.errors import DataError
+from configs.errors import DataError, first_line
 from data.batches import BAD_ROWS, Batch, make_batch
-from data.ledger import BadRow
+from data.ledger import BadRow, refusal
 from data.render import Sample
 from data.samples import SampleTable
 
@@ -58,13 +58,14 @@ class PackDataset(Dataset[Batch]):
         samples, places, bad = [], [], list(job.bad_rows)
         for place in range(len(job.samples)):
             mine[1:] = torch.tensor([job.number, place])
-            try:
-                samples.append(self._sample(job.samples[place]))
+            made = self._try_sample(job.samples[place])
+            if isinstance(made, Sample):
+                samples.append(made)
                 places.append(place)
-            except DataError as error:
-                if not self.skip:
-                    raise
-                bad.append(self._refused(job.samples[place], error))
+            elif self.skip:
+                bad.append(made)
+            else:
+                raise DataError(refusal([made]))
         batch = make_batch(
             samples,
             self.image_processor,
@@ -76,15 +77,11 @@ class PackDataset(Dataset[Batch]):
             batch[BAD_ROWS] = [*bad, *batch.get(BAD_ROWS, [])]
         return batch
 
-    def _refused(self, sample: int | Sample, error: DataError) -> BadRow:
-        source, row_id = _name(sample, self.table).split("/", 1)
-        return BadRow(source, row_id, str(error).removeprefix(f"row {source}/{row_id}: "))
-
-    def _sample(self, sample: int | Sample) -> Sample:
+    def _try_sample(self, sample: int | Sample) -> Sample | BadRow:
         if isinstance(sample, Sample):
             return sample
         assert self.table is not None
-        return self.table.sample(sample)
+        return self.table.try_sample(sample)
 
 
 class JobSampler(Sampler[Job]):
@@ -112,14 +109,15 @@ def make_loader(dataset: PackDataset, sampler: JobSampler, *, num_workers: int) 
         dataset,
         batch_size=1,
         sampler=sampler,
-        collate_fn=_take_first,
+        collate_fn=take_first,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
 
 
-def _take_first(batches: list[Batch]) -> Batch:
+def take_first(batches: list[Batch]) -> Batch:
+    """Collate a list of one batch: the batch itself."""
     return batches[0]
 
 
@@ -150,7 +148,7 @@ def told_by_worker(error: RuntimeError, dataset: PackDataset, sampler: JobSample
         if pid in pids and job is not None:
             rows.append(_name(job.samples[place], dataset.table))
     where = f"while it prepared row {', '.join(rows)}" if rows else "between two rows"
-    first = str(error).strip().splitlines()[0]
+    first = first_line(error)
     return DataError(f"a data worker died {where}: {first}{SHARED_MEMORY}")
 
 

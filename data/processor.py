@@ -12,7 +12,7 @@ from transformers import (
 )
 from transformers.utils import is_torchvision_available
 
-from configs.errors import CheckpointError
+from configs.errors import CheckpointError, first_line
 from configs.schema import ModelConfig, ModelKind
 from data.instructions import DESCRIBE, TRANSLATE, WRITE_NUMBER
 from data.rows import Row
@@ -155,7 +155,7 @@ def load(what: str, auto_class: Any, path: str, **kwargs: Any) -> Any:
     try:
         return auto_class.from_pretrained(path, **kwargs)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        reason = first_line(error)
         raise CheckpointError(
             f"no {what} in {path!r}: {reason}\n"
             "  give a folder that holds one, or the id of a model on the hub"

@@ -107,16 +107,14 @@ class Renderer:
         self._check_row(row)
         num_tiles = tuple(self.count_tiles(image) for image in row.images)
         if max_tiles is not None and sum(num_tiles) > max_tiles:
-            raise DataError(
-                f"has {sum(num_tiles)} image tiles, more than data.max_tiles={max_tiles}"
-            )
+            raise DataError(over_budget("max_tiles", sum(num_tiles), max_tiles))
         text, answers = self.template.text_and_answers(row.turns)
         if self._may_splice(num_tiles):
             ids, mask = self._spliced(text, answers, num_tiles, check=check)
         else:
             ids, mask = self._whole(text, answers, num_tiles, check=check)
         if max_tokens is not None and len(ids) > max_tokens:
-            raise DataError(f"has {len(ids)} tokens, more than data.max_tokens={max_tokens}")
+            raise DataError(over_budget("max_tokens", len(ids), max_tokens))
         sample = Sample(row, ids, mask, num_tiles)
         if check:
             self.check_supervised(sample)
@@ -151,7 +149,14 @@ class Renderer:
             )
 
     def fingerprint(self) -> str:
-        """Return a digest of all that decides what a row becomes: equal for equal folders."""
+        """Return a digest of all that decides what a row becomes: equal for equal folders.
+
+        Worked out once: of a vocabulary of 256,000 it takes most of a second.
+        """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         told: list[object] = [self.template.source, _told_of_tokenizer(self.tokenizer)]
         if self.image_processor is not None:
             plain = {
@@ -328,6 +333,12 @@ class Renderer:
                 "whole; let the chat template end its generation prompt with a special token or a "
                 "line break"
             )
+
+
+def over_budget(key: str, number: int, budget: int) -> str:
+    """Return why a row cannot be packed: it has more of what `data.<key>` limits."""
+    what = {"max_tokens": "tokens", "max_tiles": "image tiles"}[key]
+    return f"has {number} {what}, more than data.{key}={budget}"
 
 
 def image_text(processor: Any, num_tiles: int) -> str:

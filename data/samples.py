@@ -15,8 +15,8 @@ import numpy.typing as npt
 from configs.errors import DataError
 from data.images import BytesImage
 from data.index import FIELDS, Lengths, SourceIndex
-from data.ledger import BadRow
-from data.render import Renderer, Sample
+from data.ledger import BadRow, refusal
+from data.render import Renderer, Sample, over_budget
 from data.sources.table import RowTable
 
 REPEATED = "an earlier row has the same id; id_field names no column of unique ids"
@@ -53,33 +53,39 @@ class SampleTable:
         """Return sample `number`.
 
         Raises:
-            DataError: its row has changed since it was measured.
+            DataError: its row cannot be read any more, or has changed since it was measured.
         """
+        made = self.try_sample(number)
+        if isinstance(made, BadRow):
+            raise DataError(refusal([made]))
+        return made
+
+    def try_sample(self, number: int) -> Sample | BadRow:
+        """Return sample `number`, or why its row cannot be used any more."""
         kept = self._kept.get(number)
         if kept is not None:
             return kept
-        sample = self._render(number)
+        table, row = self.tables[int(self.source_of[number])], int(self.row_of[number])
+        try:
+            sample = self.renderer.render(table.row(row))
+            self._check_unchanged(number, sample)
+        except DataError as error:
+            return BadRow(table.name, table.row_id(row), str(error))
         if self._num_kept < KEPT_TOKENS and not _holds_bytes(sample):
             self._kept[number] = sample
             self._num_kept += sample.num_tokens
         return sample
 
-    def _render(self, number: int) -> Sample:
-        table = self.tables[int(self.source_of[number])]
-        try:
-            sample = self.renderer.render(table.row(int(self.row_of[number])))
-        except DataError as error:
-            raise DataError(f"row {self.row_name(number)}: {error}") from error
+    def _check_unchanged(self, number: int, sample: Sample) -> None:
         measured = self.lengths[number]
         tiles, was = sum(sample.num_tiles), (measured["num_tokens"], measured["num_tiles"])
         if (sample.num_tokens, tiles) != was:
             for folder in self.folders:  # else the next start would trust them again
                 shutil.rmtree(folder, ignore_errors=True)
             raise DataError(
-                f"row {sample.row}: has changed since it was measured: it had {was[0]} tokens and "
-                f"{was[1]} tiles, now {sample.num_tokens} and {tiles}; start the run again"
+                f"has changed since it was measured: it had {was[0]} tokens and {was[1]} tiles, "
+                f"now {sample.num_tokens} and {tiles}; start the run again"
             )
-        return sample
 
 
 def _holds_bytes(sample: Sample) -> bool:
@@ -107,11 +113,11 @@ def usable_rows(
         check_ids: refuse a row whose id an earlier one has.
     """
     lengths, bad = index.lengths, dict(index.bad)
-    for name, budget in (("num_tokens", max_tokens), ("num_tiles", max_tiles)):
-        what = "tokens" if name == "num_tokens" else "image tiles"
-        for number in np.flatnonzero(lengths[name] > budget).tolist():
-            reason = f"has {lengths[name][number]} {what}, more than data.max_{what.split()[-1]}="
-            bad.setdefault(number, BadRow(table.name, table.row_id(number), f"{reason}{budget}"))
+    for key, budget in (("max_tokens", max_tokens), ("max_tiles", max_tiles)):
+        held = lengths[key.replace("max", "num")]
+        for number in np.flatnonzero(held > budget).tolist():
+            reason = over_budget(key, held[number], budget)
+            bad.setdefault(number, BadRow(table.name, table.row_id(number), reason))
     if check_ids:
         for number, reason in _repeated_ids(table, lengths):
             bad.setdefault(number, BadRow(table.name, table.row_id(number), reason))

@@ -204,8 +204,8 @@ class SlotStream:
             if isinstance(made, Sample):
                 samples.append(made)
             else:
-                self._refuse_many([*bad, made])
                 bad.append(made)
+                self._refuse_many(bad)
         packs = pack_window(
             rng.permutation(len(samples)),
             np.array([sample.num_tokens for sample in samples]),

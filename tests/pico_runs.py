@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from configs.command import load_config
+from data.build import build_training_data
 from train.process import set_up_process
-from train.run import build_trainer, prepare_model, prepare_training_data, train
+from train.run import build_trainer, prepare_model, train
 
 SHAPES = [
     "model.decoder.vocab_size=400",
@@ -127,7 +128,8 @@ def make_trainer(*overrides: str, callbacks: tuple[Any, ...] = ()) -> Any:
     """The trainer of a run, with `trainer.samples` and `trainer.plan`; nothing is measured."""
     config: Any = load_config("train", [*FAST, *overrides])
     set_up_process(config.engine.num_threads, config.seed)
-    processing_class, data = prepare_training_data(config)
+    renderer, data = build_training_data(config.model, config.data, seed=config.seed)
+    processing_class = renderer.processing_class
     model, table = prepare_model(config, processing_class)
     trainer: Any = build_trainer(
         config, model, table, processing_class, data, config.optim.max_steps, list(callbacks)

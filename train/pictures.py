@@ -8,7 +8,7 @@ import torch
 
 from configs.errors import DataError
 from data.batches import load_pixels
-from data.ledger import BadRow
+from data.ledger import BadRow, refusal
 from data.render import Sample
 
 log = logging.getLogger(__name__)
@@ -37,10 +37,11 @@ class Pictures:
         try:
             tiles = load_pixels(sample, self.image_processor)
         except DataError as error:
+            bad = BadRow(sample.row.source, sample.row.id, str(error))
             if not skip:
-                raise DataError(f"row {sample.row}: {error}") from error
-            self.bad.append(BadRow(sample.row.source, sample.row.id, str(error)))
-            log.warning("left out held-out row %s: %s", sample.row, error)
+                raise DataError(refusal([bad])) from error
+            self.bad.append(bad)
+            log.warning("left out held-out row %s", bad)
             return False
         self._digests[id(sample)] = hashlib.blake2b(tiles.numpy().tobytes()).hexdigest()
         self._keep(sample, tiles)

@@ -8,21 +8,7 @@ import torch
 
 from configs.schema import EngineKind, TrainConfig
 from data.balance import describe_balance, step_balance
-from data.build import (
-    TrainingData,
-    describe_samples,
-    index_samples,
-    new_ledger,
-    open_tables,
-    plan_packs,
-    rows_at_hand,
-    rows_to_come,
-    stream_packs,
-    stream_sources,
-)
-from data.cache import open_cache
-from data.processor import build_processing_class, texts_for_tokenizer
-from data.render import Renderer
+from data.build import TrainingData, build_training_data, describe_samples
 from train.arguments import build_arguments, check_ranks, num_ranks, rank
 from train.attention import check_attention
 from train.build import build_model
@@ -52,10 +38,9 @@ def train(config: TrainConfig) -> None:
     if folder.is_finished():
         log.info("%s is finished; its model is in %s", folder.path, folder.export)
         return
-    processing_class, data = prepare_training_data(config)
-    held_out = prepare_held_out(
-        config.data, config.evaluation, Renderer(processing_class), seed=config.seed
-    )
+    renderer, data = build_training_data(config.model, config.data, seed=config.seed)
+    held_out = prepare_held_out(config.data, config.evaluation, renderer, seed=config.seed)
+    processing_class = renderer.processing_class
     model, table = prepare_model(config, processing_class)
     num_steps = planned_steps(config, data)
     log_plan(config, data, table, num_steps)
@@ -67,25 +52,6 @@ def train(config: TrainConfig) -> None:
         folder.check_data(data.fingerprint())
         data.ledger.write(folder.rows, held_out.left_out)
     run_stage(config, folder, model, table, processing_class, data, held_out, num_steps)
-
-
-def prepare_training_data(config: TrainConfig) -> tuple[Any, TrainingData]:
-    """Return the tokenizer or processor, and what is trained on: planned, or streamed."""
-    data, seed, cache = config.data, config.seed, open_cache(config.data.cache_dir)
-    ledger = new_ledger(data)
-    if data.streaming:
-        sources = stream_sources(data, cache, seed=seed)
-        texts = texts_for_tokenizer(rows_to_come(sources), data.languages)
-        processing_class = build_processing_class(config.model, texts)
-        renderer = Renderer(processing_class)
-        return processing_class, stream_packs(sources, data, renderer, ledger, seed=seed)
-    tables = open_tables("sources", data, cache, seed=seed)
-    texts = texts_for_tokenizer(rows_at_hand(tables.values()), data.languages)
-    processing_class = build_processing_class(config.model, texts)
-    samples = index_samples(
-        tables, data.sources, data, Renderer(processing_class), cache, ledger, seed=seed
-    )
-    return processing_class, plan_packs(samples, data, ledger, seed=seed)
 
 
 def planned_steps(config: TrainConfig, data: TrainingData) -> int:

@@ -22,7 +22,14 @@ from configs.errors import DataError
 from data.batches import BAD_ROWS
 from data.build import TrainingData
 from data.ledger import BadRow
-from data.loader import JobSampler, PackDataset, death_of_worker, make_loader, told_by_worker
+from data.loader import (
+    JobSampler,
+    PackDataset,
+    death_of_worker,
+    make_loader,
+    take_first,
+    told_by_worker,
+)
 from data.packs import States
 from train.build_model import load_weights
 from train.parts import Part
@@ -72,7 +79,7 @@ class GraftTrainer(SFTTrainer):
             model=model,
             args=args,
             train_dataset=_described(),
-            data_collator=_not_used,
+            data_collator=take_first,
             processing_class=processing_class,
             callbacks=callbacks,
         )
@@ -208,11 +215,6 @@ class GraftTrainer(SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write no card into checkpoints; the export has its own."""
-
-
-def _not_used(batches: Any) -> Any:
-    """Stand in for TRL's collator; our loader makes batches."""
-    raise NotImplementedError
 
 
 def _described() -> Dataset:

@@ -1,12 +1,12 @@
 """Rows in files: which reader takes what a path, folder or glob names."""
 
 import glob
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from configs.errors import DataError
 from data.cache import Cache
+from data.sources.names import distinct_names
 from data.sources.records import Records, Shard
 from data.sources.tar_shards import TarRecords, TarShard
 from data.sources.text_files import TextRecords, TextShard, open_folder
@@ -41,12 +41,8 @@ def open_shards(path: str) -> Sequence[Shard]:
             "data.streaming, or name its metadata file and give image_root"
         )
     files, kind = _sorted_files(path)
-    names = [file.name for file in files]
-    if len(set(names)) < len(names):  # in several folders
-        common = os.path.commonpath(files)
-        names = [str(file.relative_to(common)) for file in files]
     make: Callable[[Path, str], Shard] = TarShard if kind == "tar" else TextShard
-    return [make(file, name) for file, name in zip(files, names, strict=True)]
+    return [make(file, name) for file, name in zip(files, distinct_names(files), strict=True)]
 
 
 def _is_folder_of_shards(folder: Path) -> bool:

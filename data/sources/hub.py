@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from configs.errors import DataError
+from configs.errors import DataError, first_line
 from configs.schema import SourceConfig
 from data.sources.records import Columns, Found
 
@@ -36,7 +36,7 @@ class HubRecords:
         try:
             columns: Columns = self.table[index]
         except Exception as error:  # pyarrow and datasets raise a dozen kinds
-            raise DataError(f"cannot be read: {_first_line(error)}") from error
+            raise DataError(f"cannot be read: {first_line(error)}") from error
         return columns
 
     def fingerprint(self) -> str:
@@ -71,7 +71,7 @@ class HubShard:
             except Exception as error:  # what follows in the shard cannot be found any more
                 raise DataError(
                     f"{self.key}: {self.name} cannot be read behind row {number}: "
-                    f"{_first_line(error)}"
+                    f"{first_line(error)}"
                 ) from error
             place, after = f"{self.number}-{number}", [number + 1, rows.state_dict()]
             yield Found(number, place, partial(_same, columns), after)
@@ -109,7 +109,7 @@ def _load(key: str, config: SourceConfig, *, streaming: bool) -> Any:
     except Exception as error:  # datasets raises a dozen kinds for what a user can cause
         if isinstance(error, StopIteration):
             error = FileNotFoundError("no file matches")
-        reason = _first_line(error)
+        reason = first_line(error)
         raise DataError(
             f"{key}: cannot read path={config.path!r}, "
             f"data_files={config.data_files}, split={config.split!r}: {reason}"
@@ -138,11 +138,6 @@ def _encoded(feature: Any) -> Any:
     if isinstance(feature, LargeList):
         return LargeList(_encoded(feature.feature))
     return feature
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else repr(error)
 
 
 def _check_columns(key: str, config: SourceConfig, present: list[str]) -> None:

@@ -3,7 +3,6 @@
 Nothing is unpacked: pictures are read from within the tar when they are needed.
 """
 
-import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from configs.errors import DataError
-from data.cache import Cache, code_fingerprint, combine, digest
+from data.cache import Cache, code_fingerprint, digest
+from data.sources.names import distinct_names
 from data.sources.records import Columns, Found
 from data.sources.tar_columns import row_columns
 from data.sources.tar_members import TarRow, iterate_rows, open_shard
@@ -41,8 +41,9 @@ class TarRecords:
         for path in self.paths:
             _check_suffix(path, in_order=False)
         self.root = self.paths[0].parent
-        self._names = _shard_names(self.paths)
-        folder = cache.folder("tar", _stamp(self.paths), self._build)
+        self._names = distinct_names(self.paths)
+        self._stamp = _stamp(self.paths)
+        folder = cache.folder("tar", self._stamp, self._build)
         load = partial(np.load, mmap_mode="r", allow_pickle=False)
         self._shards, self._starts, self._key_ends, self._keys = (
             load(folder / f"{name}.npy") for name in ("shards", "starts", "key_ends", "keys")
@@ -80,8 +81,8 @@ class TarRecords:
         return row_columns(row, path, name)
 
     def fingerprint(self) -> str:
-        """Return a digest of the content of all shards."""
-        return combine(self.cache.file_fingerprint(path) for path in self.paths)
+        """Return what changes with every edit of a shard; their content is too much to read."""
+        return self._stamp
 
     def _key(self, index: int) -> str:
         start = int(self._key_ends[index - 1]) if index else 0
@@ -196,18 +197,6 @@ def _check_suffix(path: Path, *, in_order: bool) -> None:
         )
     if not name.endswith((".tar", *GZIP)):
         raise DataError(f"{path.name} is no tar shard; wanted a name in .tar, .tar.gz or .tgz")
-
-
-def _shard_names(paths: Sequence[Path]) -> list[str]:
-    """Return what shards are called in places: file names, or paths where two have one name."""
-    path, times = Counter(path.resolve() for path in paths).most_common(1)[0]
-    if times > 1:
-        raise DataError(f"shard {str(path)!r} is given {times} times; name it once")
-    names = [path.name for path in paths]
-    if len(set(names)) == len(names):
-        return names
-    common = os.path.commonpath([path.absolute().parent for path in paths])
-    return [path.absolute().relative_to(common).as_posix() for path in paths]
 
 
 def _stamp(paths: Sequence[Path]) -> str:

@@ -5,7 +5,6 @@ Here a bad line is that row's trouble alone, and of each row 20 bytes are kept: 
 """
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from configs.errors import DataError
 from data.cache import Cache, combine
 from data.sources.json_list import list_spans
+from data.sources.names import distinct_names
 from data.sources.records import Columns
 from data.sources.text_rows import Layout, is_compressed, read_layout, suffix_of
 from data.sources.text_shards import TextShard
@@ -39,7 +39,7 @@ class TextRecords:
         """
         self.root = paths[0].parent
         self._paths = list(paths)
-        self._names = _distinct_names(paths)
+        self._names = distinct_names(paths)
         self._cache = cache
         opened = [_open(path, cache) for path in paths]
         self._layouts = [layout for layout, _ in opened]
@@ -171,16 +171,3 @@ def _open(path: Path, cache: Cache) -> tuple[Layout, np.ndarray]:
         stream.seek(layout.begin.offset)
         found = [block.spans for block in find_rows(stream, layout.begin, layout.delimiter, path)]
     return layout, np.concatenate([np.empty(0, SPAN), *found])
-
-
-def _distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Return the names of files; if two share one, their paths from the folder all are in."""
-    names = [path.name for path in paths]
-    if len(set(names)) < len(names):
-        absolute = [path.absolute() for path in paths]
-        common = os.path.commonpath([path.parent for path in absolute])
-        names = [path.relative_to(common).as_posix() for path in absolute]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise DataError(f"{', '.join(twice[:3])}: given twice; its rows would be counted twice")
-    return names

@@ -208,3 +208,12 @@ def test_the_schema_holds_only_kinds_that_the_check_knows(schema: type) -> None:
 
     for kind in leaves(schema):
         assert kind in (int, float, str, bool) or issubclass(kind, Enum), kind
+
+
+def test_a_misspelt_source_is_told_as_one() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(
+            "train", ["data=files", "data.sources.files.path=a", "+data.sources.file.weight=2"]
+        )
+    assert "data.sources.file: lacks kind; or is one of files meant?" in str(caught.value)
+    assert "Structured config" not in str(caught.value)

@@ -64,15 +64,21 @@ SPOILED: dict[str, tuple[Callable[[Files], None], dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+def spoiled(kind: str, folder: Path) -> tuple[Files, dict[str, Any], str]:
+    """Files with one spoiled row, the settings that show it, and the reason to be told."""
+    spoil, settings, reason = SPOILED[kind]
+    files = captioned(folder / "rows", 8)
+    spoil(files)
+    files.write()
+    (folder / "secret.png").write_bytes(encode(noise(4, 4)))
+    return files, settings, reason
+
+
 @pytest.mark.parametrize("kind", SPOILED)
 def test_a_spoiled_row_is_named_with_the_reason_and_the_remedy(
     kind: str, tmp_path: Path, tiling_renderer: Renderer
 ) -> None:
-    spoil, settings, reason = SPOILED[kind]
-    files = captioned(tmp_path / "rows", 8)
-    spoil(files)
-    files.write()
-    (tmp_path / "secret.png").write_bytes(encode(noise(4, 4)))
+    files, settings, reason = spoiled(kind, tmp_path)
     with pytest.raises(DataError) as caught:
         indexed(config(files, **settings), tiling_renderer, tmp_path / "cache")
     told, remedy = str(caught.value).rsplit("\n", 1)
@@ -85,10 +91,7 @@ def test_a_spoiled_row_is_named_with_the_reason_and_the_remedy(
 def test_skipped_it_is_in_the_ledger_and_the_others_are_used(
     kind: str, tmp_path: Path, tiling_renderer: Renderer
 ) -> None:
-    spoil, settings, reason = SPOILED[kind]
-    files = captioned(tmp_path / "rows", 8)
-    spoil(files)
-    files.write()
+    files, settings, reason = spoiled(kind, tmp_path)
     samples, ledger = indexed(
         config(files, skip=True, **settings), tiling_renderer, tmp_path / "cache"
     )

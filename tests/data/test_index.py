@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -367,3 +368,32 @@ def test_an_id_that_is_half_a_character(tmp_path: Path, tiling_renderer: Rendere
     for _ in range(2):  # measured, and from the cache
         _, ledger = indexed(data, tiling_renderer, tmp_path / "cache")
         assert [row.id for row in ledger.bad] == ["\ud800"]
+
+
+def test_a_column_of_languages_that_is_not_read_is_told(
+    tmp_path: Path, tiling_renderer: Renderer, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = captioned(tmp_path, 4)
+    indexed(config(files), tiling_renderer, tmp_path / "cache")
+    assert not caplog.text
+    indexed(config(files, language_field=None), tiling_renderer, tmp_path / "cache")
+    assert "set data.sources.mine.language_field=language" in caplog.text
+
+
+def test_no_more_chunks_are_measured_ahead_than_fit_in_memory(
+    tmp_path: Path, tiling_renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 1)
+    rows = [range(i, i + 1) for i in range(200)]
+    log = tmp_path / "log"
+
+    def measure(chunk: range) -> Any:
+        with log.open("a") as file:
+            file.write(f"{chunk.start}\n")
+        return chunk.start
+
+    done = module._mapped(measure, rows, 2)  # type: ignore[arg-type]
+    assert next(done) == 0
+    time.sleep(0.3)
+    assert len(log.read_text().splitlines()) <= module.AHEAD * 2 + 2
+    assert list(done) == list(range(1, 200))

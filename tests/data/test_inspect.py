@@ -20,24 +20,17 @@ from configs.errors import ConfigError, DataError
 from configs.schema import InspectConfig
 from data.inspect import with_html_key
 from data.inspect_html import Table
-from data.inspect_run import (
+from data.inspect_run import check_supervision, choose_rows, inspect, listed
+from data.inspect_tables import (
     Inspection,
     budget_table,
     charts_of,
-    check_supervision,
-    choose_rows,
-    describe_sample,
-    inspect,
     kind_of,
     language_table,
     ledger_tables,
-    listed,
-    mark_supervised,
     tables_of,
-    tell,
-    text_table,
-    write,
 )
+from data.inspect_text import describe_sample, mark_supervised, tell, text_table, write
 from data.ledger import BadRow
 from data.render import Renderer, Sample
 from data.rows import IMAGE, Row, question

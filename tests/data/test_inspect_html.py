@@ -18,7 +18,8 @@ from configs.command import load_config
 from configs.errors import DataError
 from data.histogram import make_histogram
 from data.inspect_html import Chart, ShownRow, Table, page, tile_grid, visible, write_whole
-from data.inspect_run import choose_rows, inspect, listed, pieces_of_page, stretches
+from data.inspect_run import choose_rows, inspect, listed, pieces_of_page
+from data.inspect_text import stretches
 from data.ledger import BadRow
 from data.render import Renderer, Sample
 from data.rows import IMAGE, Row, question

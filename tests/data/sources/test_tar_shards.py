@@ -305,7 +305,7 @@ def test_shards_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert places(rows) == ["en/0.tar/k", "es/0.tar/k", "1.tar/k"]
     assert rows.root == tmp_path / "en"
     twice = refused(lambda: records(tmp_path, paths[0], paths[2], tmp_path / "es/../en/0.tar"))
-    assert re.match(r"shard '.*en/0\.tar' is given 2 times; name it once", twice)
+    assert re.match(r"'.*en/0\.tar' is given 2 times; its rows would be counted as often", twice)
 
 
 @pytest.mark.parametrize(
