@@ -11,11 +11,13 @@ from typing import Any
 from configs.errors import ConfigError
 from configs.languages import LANGUAGES
 from configs.schema import (
+    DEEPSPEED,
     AdapterConfig,
     DataConfig,
     MergeConfig,
     ModelConfig,
     ModelKind,
+    NonFinite,
     PartMode,
     SourceConfig,
     SourceKind,
@@ -37,7 +39,7 @@ AT_LEAST_ZERO = (
     "initializer_range",
     "max_text_loss_increase",
 )
-POSITIVE = ("logit_scale", "rope_theta", "language_temperature")
+POSITIVE = ("logit_scale", "rope_theta", "language_temperature", "spike_deviations")
 REAL = (*SHARES, *SHARES_BELOW_ONE, *AT_LEAST_ZERO, *POSITIVE)  # whole when they are written so
 
 
@@ -144,6 +146,11 @@ def _stage_rules(config: TrainConfig) -> Iterator[str]:
                 yield f"stage.parts.{name}.mode: a text LM has no {name}; it must be frozen"
     if modes["projector"] is PartMode.lora:
         yield "stage.parts.projector.mode: lora is for pretrained parts; use full or frozen"
+    if config.optim.on_nonfinite is NonFinite.skip and config.engine.kind in DEEPSPEED:
+        yield (
+            f"optim.on_nonfinite: is skip, but engine={config.engine.kind.value} makes the step "
+            "before its gradient can be looked at; use stop, or engine=fsdp2 or ddp"
+        )
     if PartMode.lora not in modes.values() and config.adapter != AdapterConfig():
         yield "adapter: is given, but no part has mode lora; use stage=sft_lora"
 

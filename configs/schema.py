@@ -37,6 +37,10 @@ class Dtype(Enum):
 class Attention(Enum):
     """Attention implementation. All keep packed samples apart and give the same loss."""
 
+    auto = "auto"  # FlashAttention where it is installed and can be used, else sdpa_by_sample or
+    # sdpa; which one and why is logged
+    flash_attention_2 = "flash_attention_2"  # package flash-attn: a GPU, half precision
+    flash_attention_3 = "flash_attention_3"  # package flash-attn-3: likewise, on Hopper
     sdpa_by_sample = "sdpa_by_sample"  # ours: each sample of a pack on its own
     sdpa = "sdpa"  # transformers': a dense mask over the pack
     eager = "eager"  # transformers': without fused kernels
@@ -61,6 +65,13 @@ class BadRow(Enum):
     skip = "skip"  # leave it out, count it, name it in rows.jsonl
 
 
+class NonFinite(Enum):
+    """What to do with a step whose gradient is infinite or not a number."""
+
+    stop = "stop"  # end the run, naming the rows; the last checkpoint is not touched
+    skip = "skip"  # leave the step out, count it, name its rows in the log
+
+
 class WandbMode(Enum):
     """How to talk to Weights & Biases."""
 
@@ -75,6 +86,9 @@ class EngineKind(Enum):
     ddp = "ddp"  # each holds the whole model
     zero2 = "zero2"  # DeepSpeed: gradients and optimizer state are shared out
     zero3 = "zero3"  # DeepSpeed: the weights too
+
+
+DEEPSPEED = (EngineKind.zero2, EngineKind.zero3)
 
 
 # --------------------------------------------------------------------------------- model
@@ -124,7 +138,7 @@ class ModelConfig:
     crop_to_patches: bool = False  # composed models: cut large pictures into tiles
     max_patches: int = 12  # composed models: most tiles a picture, without the thumbnail
     dtype: Dtype = Dtype.float32
-    attn_implementation: Attention = Attention.sdpa_by_sample
+    attn_implementation: Attention = Attention.auto
 
 
 # ---------------------------------------------------------------------------------- data
@@ -239,6 +253,9 @@ class OptimConfig:
     adam_beta2: float = 0.95
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    on_nonfinite: NonFinite = NonFinite.stop  # skip: not with DeepSpeed, which steps by itself
+    spike_deviations: float | None = 6.0  # a step's loss so many standard deviations above those
+    # of the 100 steps before it is told, with its rows; null: never
 
 
 @dataclass

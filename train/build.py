@@ -9,8 +9,14 @@ from train.attention import set_attention
 from train.build_model import build_decoder, build_vision_tower, compose, load_vlm
 
 
-def build_model(config: ModelConfig, processing_class: Any) -> Any:
-    """Return the model in its dtype on the CPU; the trainer moves it."""
+def build_model(config: ModelConfig, processing_class: Any, *, half: bool = False) -> Any:
+    """Return the model in its dtype on the CPU; the trainer moves it.
+
+    Args:
+        config: which model.
+        processing_class: its tokenizer or processor.
+        half: whether training computes in half precision, for the choice of attention.
+    """
     dtype = getattr(torch, config.dtype.value)
     if config.kind is ModelKind.vlm:
         assert config.path is not None
@@ -27,5 +33,5 @@ def build_model(config: ModelConfig, processing_class: Any) -> Any:
                 downsample_factor=config.downsample_factor,
                 projector_intermediate_size=config.projector_intermediate_size,
             )
-    set_attention(model, config.attn_implementation)
+    set_attention(model, config.attn_implementation, half=half)
     return model

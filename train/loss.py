@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from configs.errors import CheckpointError
 from data.render import IGNORED
+from train.attention import boundaries
 
 log = logging.getLogger(__name__)
 CHUNK = 1024  # supervised tokens whose logits are held at once: 1 GiB in float32 at K = 256,000
@@ -47,6 +48,7 @@ def add_token_losses(model: PreTrainedModel) -> None:
             return inner_forward(*args, **kwargs)
         labels = kwargs.pop("labels")
         kwargs["use_cache"] = False
+        kwargs |= boundaries(self, kwargs.get("position_ids"))
         without_pictures = self.training and kwargs.get("pixel_values") is None
         with _vision_beside_text(self) if without_pictures else contextlib.nullcontext():
             hidden = self.model(*args, **kwargs).last_hidden_state

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from configs.schema import EngineKind, TrainConfig
+from configs.schema import Dtype, EngineKind, NonFinite, TrainConfig
 from data.balance import describe_balance, step_balance
 from data.build import TrainingData, build_training_data, describe_samples
 from train.arguments import build_arguments, check_ranks, num_ranks, rank
@@ -18,8 +18,11 @@ from train.evaluation import HeldOut
 from train.export import export_model, gather_weights
 from train.held_out import prepare_held_out
 from train.loss import add_token_losses, check_against_text_class
+from train.meter import Meter
 from train.process import set_up_process
 from train.run_folder import RunFolder, to_plain
+from train.stability import SpikeWatch
+from train.step_watch import StepWatch
 from train.tracking import Tracker, start_tracker, truncate_metrics
 from train.trainer import GraftTrainer, newest_checkpoint, step_of
 from train.what_trains import PartRow, format_table, hold_in_float32, set_what_trains
@@ -64,7 +67,8 @@ def planned_steps(config: TrainConfig, data: TrainingData) -> int:
 
 def prepare_model(config: TrainConfig, processing_class: Any) -> tuple[Any, list[PartRow]]:
     """Return the model with our loss, checked, and the table of what trains."""
-    model = build_model(config.model, processing_class)
+    half = config.engine.bf16 or config.model.dtype is not Dtype.float32
+    model = build_model(config.model, processing_class, half=half)
     add_token_losses(model)
     check_against_text_class(model)
     model, table = set_what_trains(model, config.stage.parts, config.adapter)
@@ -166,6 +170,17 @@ def build_trainer(
         num_steps=num_steps,
         learning_rates={row.part: row.learning_rate for row in table},
         callbacks=callbacks,
+        watch=build_watch(config),
+    )
+
+
+def build_watch(config: TrainConfig) -> StepWatch:
+    """Return what watches the steps of this rank."""
+    return StepWatch(
+        Meter(max_tokens=config.data.max_tokens),
+        SpikeWatch(config.optim.spike_deviations),
+        skip_nonfinite=config.optim.on_nonfinite is NonFinite.skip,
+        logging_steps=config.tracker.logging_steps,
     )
 
 

@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
 from configs.errors import DataError
-from data.batches import BAD_ROWS
+from data.batches import BAD_ROWS, SAMPLES
 from data.build import TrainingData
 from data.ledger import BadRow
 from data.loader import (
@@ -33,6 +33,7 @@ from data.loader import (
 from data.packs import States
 from train.build_model import load_weights
 from train.parts import Part
+from train.step_watch import StepWatch
 from train.what_trains import trainable_by_part
 
 STREAMS = "stream-{rank}.json"  # where the slots of a rank stand, in a checkpoint
@@ -57,6 +58,7 @@ class GraftTrainer(SFTTrainer):
         num_steps: int,
         learning_rates: dict[Part, float],
         callbacks: list[Any],
+        watch: StepWatch,
     ) -> None:
         """Take a model prepared by `add_token_losses` and `set_what_trains`."""
         self.learning_rates = learning_rates
@@ -73,8 +75,7 @@ class GraftTrainer(SFTTrainer):
             lambda: self.packs.jobs(self.first_step), num_steps * args.gradient_accumulation_steps
         )
         self.bad_rows: list[BadRow] = []  # met since they were last taken
-        self.counts = dict.fromkeys(("tokens", "supervised_tokens", "tiles"), 0)
-        self.data_wait_seconds = 0.0
+        self.watch = watch
         super().__init__(
             model=model,
             args=args,
@@ -100,8 +101,10 @@ class GraftTrainer(SFTTrainer):
         weigh a token by how few others share its pack.
         """
         assert num_items_in_batch is not None
-        self._count(inputs)
+        self.watch.peaks.enter("forward")
         losses = model(**inputs, token_losses=True)
+        self.watch.meter.add_losses(losses)
+        self.watch.peaks.enter("backward")
         # 1 where every row of the step proved bad: nothing is learned, and nothing is divided by 0.
         num_items = torch.as_tensor(num_items_in_batch).clamp(min=1)
         return losses.sum() * (self.args.world_size / num_items)
@@ -162,24 +165,32 @@ class GraftTrainer(SFTTrainer):
         except DataError as error:
             # A worker's error comes with its whole stack; the last paragraph is the message.
             raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
-        for batch in fetched[0]:
+        batches, num_items = fetched
+        for batch in batches:
             self.bad_rows += batch.pop(BAD_ROWS, [])
-        self.data_wait_seconds += time.perf_counter() - start
+        packs = [batch.pop(SAMPLES) for batch in batches]
+        self.watch.begin(packs, num_items, time.perf_counter() - start)
         return fetched
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the learning rate of each part to what is logged."""
-        if self.optimizer is not None and "loss" in logs:
-            logs.pop("learning_rate", None)
-            for group in self.optimizer.param_groups:
-                logs[f"learning_rate/{group.get('part', 'all')}"] = group["lr"]
-        super().log(logs, start_time)
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the loss of a micro-batch, for transformers' own sum, which is not told."""
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            self.watch.measure_parts(self.model, self.state.global_step + 1)
+        return loss
 
-    def _count(self, inputs: dict[str, Any]) -> None:
-        self.counts["tokens"] += inputs["input_ids"].numel()
-        self.counts["supervised_tokens"] += int((inputs["labels"] != -100).sum())
-        if "pixel_values" in inputs:
-            self.counts["tiles"] += len(inputs["pixel_values"])
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Return the norm of the gradient; a step that may not be made is left without one."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self.watch.peaks.enter("optimizer")
+        if not self.watch.check(self.model, grad_norm, self.state.global_step + 1):
+            model.zero_grad(set_to_none=True)  # AdamW passes over what has no gradient
+        self.watch.learning_rates = self._learning_rates()
+        return grad_norm
+
+    def _learning_rates(self) -> dict[str, float]:
+        groups = [] if self.optimizer is None else self.optimizer.param_groups
+        return {str(group.get("part", "all")): float(group["lr"]) for group in groups}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load weights by the names they have in files; PEFT and engines load their own."""
