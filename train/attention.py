@@ -17,7 +17,7 @@ from configs.errors import ConfigError
 from configs.schema import Attention
 
 # Decoders whose only mask, besides the pack's, is causal or a causal sliding window.
-SUPPORTED = ("cohere", "cohere2", "llama", "mistral", "qwen3")
+SUPPORTED = ("cohere", "cohere2", "gemma3_text", "llama", "mistral", "qwen3")
 
 
 def attention_by_sample(
@@ -107,11 +107,17 @@ def set_attention(model: Any, attention: Attention) -> None:
             or it cannot be trained with on this machine.
     """
     check_attention(attention)
-    text_type = model.config.get_text_config().model_type
+    text_config = model.config.get_text_config()
+    text_type = text_config.model_type
     if attention is Attention.sdpa_by_sample and text_type not in SUPPORTED:
         raise ConfigError(
             f"model.attn_implementation: {attention.value} is proven for {', '.join(SUPPORTED)}, "
             f"not for {text_type}; use sdpa"
+        )
+    if getattr(text_config, "use_bidirectional_attention", False):  # an option of Gemma 3
+        raise ConfigError(
+            "model.attn_implementation: the decoder's config has use_bidirectional_attention, with "
+            "which a token sees the answer it is to learn; take a causal text LM"
         )
     composite = model.config.get_text_config() is not model.config
     model.set_attn_implementation(
