@@ -99,7 +99,8 @@ def _check(tokenizer: Any, template: str) -> None:
     """Refuse a template that loses or doubles the placeholder that the preamble gives it."""
     text = _try(tokenizer, template, [[IMAGE, *TEXT_PIECES, IMAGE], _text(SAID)])
     wanted = (PLACEHOLDER, ASKED + ASKED_MORE, PLACEHOLDER, SAID)
-    if text is None or not re.search(".*".join(map(re.escape, wanted)), text, re.DOTALL):
+    in_order = re.compile(".*".join(map(re.escape, wanted)), re.DOTALL)
+    if text is None or text.count(PLACEHOLDER) != 2 or not in_order.search(text):
         raise CheckpointError(
             "the text LM's chat template does not write the words of a question as they are, so "
             "pictures cannot be placed among them; put a chat_template.jinja that writes "

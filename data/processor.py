@@ -70,9 +70,7 @@ def build_tokenizer(
     if decoder_path is None:
         return train_tokenizer(texts, vocab_size=vocab_size)
     tokenizer = load("tokenizer", AutoTokenizer, decoder_path)
-    if for_images:
-        prepare_for_images(tokenizer)
-    return tokenizer
+    return prepare_for_images(tokenizer) if for_images else tokenizer
 
 
 def compose_processor(
