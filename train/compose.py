@@ -95,7 +95,9 @@ def check_graftable(text_lm: Any) -> None:
                 "loss and its samples would not be the text LM's; take a text LM without it"
             )
     base, head = getattr(text_lm, "model", None), getattr(text_lm, "lm_head", None)
-    is_plain_base = type(base) is MODEL_MAPPING.get(type(config)) and hasattr(base, "embed_tokens")
+    is_plain_base = type(base) is MODEL_MAPPING.get(type(config), None) and hasattr(
+        base, "embed_tokens"
+    )
     is_plain_head = isinstance(head, nn.Linear) and head.bias is None
     if not is_plain_base or not is_plain_head:
         raise CheckpointError(
