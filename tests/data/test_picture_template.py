@@ -19,7 +19,7 @@ from configs.errors import CheckpointError, DataError
 from data.picture_template import PLACEHOLDER, PREAMBLE, with_pictures
 from data.processor import compose_processor
 from data.render import Renderer, image_text
-from data.rows import IMAGE
+from data.rows import IMAGE, Row, plain_text
 from data.tokenizer import CHAT_TEMPLATE, prepare_for_images
 
 OURS = {name: family.template for name, family in FAMILIES.items()} | {
@@ -234,6 +234,23 @@ def test_every_turn_with_pictures_is_supervised(name: str) -> None:
         f"First.{stop}",
         f"{before}Second.{stop}",
     ]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_plain_text_is_an_answer_also_where_turns_must_alternate(name: str) -> None:
+    """Cohere's, Gemma's and Mistral's refuse an answer without a question: theirs is empty."""
+    renderer, family = Renderer(processor_of(prepared(name))), FAMILIES[name]
+    given = Row("1", "tests", "en", plain_text("All human beings"))
+    assert learned(renderer, given) == [f"{family.before}All human beings{family.stop}"]
+    prompt = renderer.prompt(given)
+    sample = renderer.render(given)
+    whole = renderer.tokenizer.decode(sample.input_ids)
+    assert whole.startswith(prompt)
+    strict = name in ("cohere", "gemma3_text", "mistral")
+    empty = [{"role": "user", "content": ""}]
+    own = make_tokenizer(name)
+    asked_nothing = own.apply_chat_template(empty, tokenize=False, add_generation_prompt=True)
+    assert (prompt == asked_nothing) is strict
 
 
 def with_template(tokenizer: Any, template: str) -> Any:

@@ -3,7 +3,6 @@ untied is refused."""
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,7 +109,7 @@ def test_a_head_that_differs_in_a_tied_file_is_refused(name, tmp_path):
     rewrite(tmp_path, lambda old: old | {"lm_head.weight": head})
     load_text_lm(str(tmp_path), dtype=F32)
     rewrite(tmp_path, lambda old: old | {"lm_head.weight": head + 1})
-    message = r"holds an lm_head that differs from the word embeddings, .* tie_word_embeddings"
+    message = r"holds an lm_head that differs from the word embeddings, .*\(tie_word_embeddings\)"
     with pytest.raises(CheckpointError, match=message):
         load_text_lm(str(tmp_path), dtype=F32)
 
@@ -187,39 +186,3 @@ def test_a_loaded_vlm_is_the_file(pipeline):
     wanted = {place: stored[name] for name, place in map_names("aya_vision", stored).items()}
     assert live.keys() == wanted.keys()
     assert all(torch.equal(live[place], wanted[place]) for place in live)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("what", ["vlm", "text LM"])
-def test_weights_are_held_once(what, tmp_path):
-    """Peak memory while a model of 400 MB is loaded, in a process of its own."""
-    import subprocess
-    import sys
-
-    if what == "vlm":
-        from transformers import AyaVisionConfig, AyaVisionForConditionalGeneration
-
-        config = make_aya().config.to_dict()
-        config["text_config"] |= dict(hidden_size=1024, intermediate_size=4096, vocab_size=32_000)
-        model: Any = AyaVisionForConditionalGeneration(AyaVisionConfig.from_dict(config))
-        model.save_pretrained(tmp_path)
-    else:
-        model = save_text_lm("llama", tmp_path, hidden_size=1024, intermediate_size=4096,
-                             num_hidden_layers=6)  # fmt: skip
-    size = sum(p.numel() for p in model.parameters()) * 4 / 2**20
-    assert size > 200
-    load = "load_vlm" if what == "vlm" else "load_text_lm"
-    code = (
-        "import resource, torch; torch.set_num_threads(1)\n"
-        f"from train.build_model import {load}\n"
-        "from transformers import AutoModelForImageTextToText, LlamaForCausalLM, AyaVisionModel\n"
-        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
-        "before = peak()\n"
-        f"model = {load}({str(tmp_path)!r}, dtype=torch.float32)\n"
-        "print('peak', peak() - before)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )  # fmt: skip
-    grown = float(done.stdout.split("peak")[1])
-    assert grown < 1.6 * size, (grown, size)

@@ -287,6 +287,16 @@ def test_everything_is_real_and_in_place():
     assert model.config.alignment_intermediate_size == 7 * 32
 
 
+def test_no_weight_is_allocated_twice():
+    """An 8B text LM is taken over tensor by tensor; what is new is the projector."""
+    text_lm, tower = make_text_lm("cohere2"), make_tower()
+    known = {p.data_ptr() for part in (text_lm, tower) for p in part.parameters()}
+    model = compose(text_lm, tower, Tokenizer(VOCABULARY), downsample_factor=2)
+    new = {name for name, p in model.named_parameters() if p.data_ptr() not in known}
+    assert new
+    assert all(name.startswith("model.multi_modal_projector.") for name in new)
+
+
 def test_pictures_reach_the_decoder():
     _, model = compose_pico()
     ids = torch.tensor([[1, 7, *[VOCABULARY - 1] * 4, 9, 10]])
