@@ -107,8 +107,8 @@ class VisionTowerConfig:
     intermediate_size: int = 384
     num_hidden_layers: int = 3
     num_attention_heads: int = 4
-    # Pixels a tile side, to which position embeddings of a loaded tower are resampled; null: its own
-    # size, or the largest below it whose patches downsample_factor divides; fresh: 64.
+    # Pixels a tile side; position embeddings of a loaded tower are resampled to it. null: its own,
+    # or the largest below it whose patches downsample_factor divides; 64 for a fresh one.
     image_size: int | None = None
     patch_size: int = 8  # pixels, of a fresh tower
 

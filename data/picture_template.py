@@ -66,9 +66,7 @@ def _one_with_pictures(tokenizer: Any, template: str) -> tuple[str, str]:
 
 
 def _all_with_preamble(templates: dict[str, str]) -> dict[str, str]:
-    return {
-        name: _preamble(takes_lists=True) + template for name, template in templates.items()
-    }
+    return {name: _preamble(takes_lists=True) + template for name, template in templates.items()}
 
 
 def _preamble(*, takes_lists: bool) -> str:

@@ -134,9 +134,10 @@ def _add_nothing_more(tokenizer: Any) -> None:
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
     text = tokenizer.apply_chat_template(turns, tokenize=False)
     starts_itself = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-    if starts_itself or tokenizer(text).input_ids == tokenizer(
-        text, add_special_tokens=False
-    ).input_ids:
+    if (
+        starts_itself
+        or tokenizer(text).input_ids == tokenizer(text, add_special_tokens=False).input_ids
+    ):
         return
     tokenizer.init_kwargs |= {"add_bos_token": False, "add_eos_token": False}  # as it is saved
     tokenizer.add_bos_token = tokenizer.add_eos_token = False

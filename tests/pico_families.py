@@ -1,7 +1,7 @@
 """Text LMs of many families in small: tokenizers of each kind, chat templates in each one's style.
 
-The templates are ours, short, with the traps of the real ones: alternation that is enforced, content
-that is trimmed or split, `messages` that is set anew, dates, tools, marks.
+The templates are ours, short, with the traps of the real ones: alternation that is enforced,
+content that is trimmed or split, `messages` that is set anew, dates, tools, marks.
 """
 
 import json
@@ -161,7 +161,7 @@ _GEMMA = """{{ bos_token }}
     {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
         {{ raise_exception('Conversation roles must alternate user/assistant') }}
     {%- endif -%}
-    {{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\\n' \
+    {{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\\n' \
 + (first_prefix if loop.first else '') }}
     {%- if message['content'] is string -%}
         {{ message['content'] | trim }}

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 # Root mean square of silu(g) * x for independent standard normal g and x: 0.3558 ** 0.5.
 SWIGLU_SIZE = 0.596
 NUM_MEASURED = 4096  # word embeddings whose size is taken for that of all
-# Keys of text configs that change the logits in the LM's own class alone -> the value without effect.
+# Keys of text configs that change logits in the LM's own class alone -> the value without effect.
 # (Cohere's `logit_scale` does so too; our loss applies it, see train/loss.py.)
 CHANGES_LOGITS = {"final_logit_softcapping": None, "logits_scaling": 1.0, "lm_head_multiplier": 1.0}
 

@@ -1,4 +1,4 @@
-"""Any text LM's template with pictures: nothing changes for text, pictures stand where they should."""
+"""Any text LM's template with pictures: text is written as before, pictures where they stand."""
 
 import copy
 import re
@@ -25,8 +25,10 @@ from data.tokenizer import CHAT_TEMPLATE, prepare_for_images
 OURS = {name: family.template for name, family in FAMILIES.items()} | {
     "qwen3, marked": QWEN_MARKED,
     "gemma of text": GEMMA_TEXT,
-    "with a margin": "   \n\n  {% for m in messages %}{{ m.role }}:{{ m.content }}</s>\n{% endfor %} ",
-    "after a line": "\n{#- a comment -#}\n {{ messages | map(attribute='content') | join('|') }}</s>\n\n",
+    "with a margin": "   \n\n  {% for m in messages %}{{ m.role }}:{{ m.content }}</s>\n"
+    "{% endfor %} ",
+    "after a line": "\n{#- a comment -#}\n {{ messages | map(attribute='content') | join('|') }}"
+    "</s>\n\n",
 }  # fmt: skip
 THEIRS = {
     path.stem: path.read_text(encoding="utf-8")
@@ -130,7 +132,9 @@ def test_lists_of_text_are_text_where_the_template_takes_none() -> None:
     own = prepared("qwen3")
     listed = [{"role": "user", "content": [{"type": "text", "text": "a"}, "b"]}]
     plain = [{"role": "user", "content": "ab"}]
-    assert written(own, own.chat_template, listed) == written(own, FAMILIES["qwen3"].template, plain)
+    assert written(own, own.chat_template, listed) == written(
+        own, FAMILIES["qwen3"].template, plain
+    )
     assert "ab" not in written(own, FAMILIES["qwen3"].template, listed)
 
 
@@ -241,7 +245,7 @@ def test_plain_text_is_an_answer_also_where_turns_must_alternate(name: str) -> N
     """Cohere's, Gemma's and Mistral's refuse an answer without a question: theirs is empty."""
     renderer, family = Renderer(processor_of(prepared(name))), FAMILIES[name]
     given = Row("1", "tests", "en", plain_text("All human beings"))
-    assert learned(renderer, given) == [f"{family.before}All human beings{family.stop}"]
+    assert learned(renderer, given) == [f"All human beings{family.stop}"]
     prompt = renderer.prompt(given)
     sample = renderer.render(given)
     whole = renderer.tokenizer.decode(sample.input_ids)

@@ -147,9 +147,7 @@ def test_a_folder_that_holds_nothing(tmp_path: Path) -> None:
 
 def shape_of(tower: VisionTowerConfig, downsample_factor: int = 2) -> tuple[int, int]:
     return tile_shape(
-        ModelConfig(
-            ModelKind.compose, vision_tower=tower, downsample_factor=downsample_factor
-        )
+        ModelConfig(ModelKind.compose, vision_tower=tower, downsample_factor=downsample_factor)
     )
 
 
@@ -187,7 +185,9 @@ def test_the_change_of_size_is_logged(tmp_path: Path, caplog: pytest.LogCaptureF
 
 
 def test_the_tower_of_a_whole_siglip_and_of_naflex(tmp_path: Path) -> None:
-    SiglipConfig(vision_config={"image_size": 384, "patch_size": 14}).save_pretrained(tmp_path / "a")
+    SiglipConfig(vision_config={"image_size": 384, "patch_size": 14}).save_pretrained(
+        tmp_path / "a"
+    )
     assert shape_of(VisionTowerConfig(path=str(tmp_path / "a"))) == (364, 14)
     Siglip2Config(vision_config={"num_patches": 256}).save_pretrained(tmp_path / "b")
     assert shape_of(VisionTowerConfig(path=str(tmp_path / "b"))) == (256, 16)
@@ -198,8 +198,9 @@ def test_the_tower_of_a_whole_siglip_and_of_naflex(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        (384, r"at 384 pixels the vision tower has 27 x 27 patches, which model.downsample_factor=2 "
-              r"does not divide; set model.vision_tower.image_size, for example 364"),
+        (384, r"at 384 pixels the vision tower has 27 x 27 patches, which "
+              r"model.downsample_factor=2 does not divide; set model.vision_tower.image_size, "
+              r"for example 364"),
         (7, r"has 0 x 0 patches, .* for example 28"),
     ],
 )  # fmt: skip

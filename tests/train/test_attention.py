@@ -124,7 +124,9 @@ def test_a_decoder_that_sees_what_it_is_to_learn_is_refused():
 
     config = Gemma3TextConfig(**TEXT, head_dim=8, use_bidirectional_attention=True)
     for attention in (Attention.sdpa_by_sample, Attention.sdpa):
-        with pytest.raises(ConfigError, match="use_bidirectional_attention, with which a token sees"):
+        with pytest.raises(
+            ConfigError, match="use_bidirectional_attention, with which a token sees"
+        ):
             set_attention(Gemma3ForCausalLM(config), attention)
 
 

@@ -83,7 +83,9 @@ def test_a_weight_left_over_is_refused(aya, tmp_path):
         load_vlm(str(aya), dtype=F32)
     save_text_lm("llama", tmp_path / "text")
     rewrite(tmp_path / "text", add(model__layers__0__self_attn__q_proj__bias=torch.ones(32)))
-    with pytest.raises(CheckpointError, match=r"no place for, .* model\.layers\.0\.self_attn\.q_pr"):
+    with pytest.raises(
+        CheckpointError, match=r"no place for, .* model\.layers\.0\.self_attn\.q_pr"
+    ):
         load_text_lm(str(tmp_path / "text"), dtype=F32)
 
 
@@ -117,7 +119,9 @@ def test_a_head_that_differs_in_a_tied_file_is_refused(name, tmp_path):
 def test_so_it_is_in_a_vlm(aya):
     head = weights(aya)["language_model.model.embed_tokens.weight"]
     rewrite(aya, lambda old: old | {"language_model.lm_head.weight": head + 1})
-    with pytest.raises(CheckpointError, match=r"set that to false in its config.json, or take lm_h"):
+    with pytest.raises(
+        CheckpointError, match=r"set that to false in its config.json, or take lm_h"
+    ):
         load_vlm(str(aya), dtype=F32)
     config = json.loads((aya / "config.json").read_text())
     config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = False

@@ -1,10 +1,10 @@
-"""Grafting: the text LM is what it was, pictures enter at the size of words, strangers are refused."""
+"""Grafting: the text LM stays what it was, pictures are as large as words, strangers refused."""
 
 from typing import Any
 
 import pytest
 import torch
-from pico_families import FAMILIES, make_tokenizer, save_text_lm
+from pico_families import FAMILIES, save_text_lm
 from pico_models import TEXT, VOCABULARY, make_text_lm
 from pico_runs import FAST, SCENES, grafted_on, weights
 from transformers import (
@@ -162,7 +162,7 @@ def test_new_tokens_start_at_the_mean_of_trained_rows(name, tied, tmp_path):
     """Whether they fall on rows beyond the tokenizer's or need new ones; all others stay."""
     plain = save_text_lm(name, tmp_path, tied=tied)
     before = plain.get_input_embeddings().weight.clone(), plain.lm_head.weight.clone()
-    text_lm, model, processor = graft(tmp_path)
+    _, model, processor = graft(tmp_path)
     added, rows = ids_added(processor.tokenizer), before[0].shape[0]
     assert model.config.text_config.vocab_size == max(rows, len(processor.tokenizer))
     assert model.config.text_config is model.model.language_model.config
@@ -171,7 +171,9 @@ def test_new_tokens_start_at_the_mean_of_trained_rows(name, tied, tmp_path):
         kept = [i for i in range(rows) if i not in added]
         assert torch.equal(now.weight[kept], old[kept])
         mean = old[: min(added)].mean(0)
-        torch.testing.assert_close(now.weight[added], mean.expand(len(added), -1), rtol=0, atol=1e-7)
+        torch.testing.assert_close(
+            now.weight[added], mean.expand(len(added), -1), rtol=0, atol=1e-7
+        )
     assert (model.lm_head.weight is model.get_input_embeddings().weight) is tied
 
 
@@ -214,7 +216,13 @@ def test_the_size_of_words_is_that_of_known_ones():
 
 @pytest.mark.parametrize(
     ("own", "stops", "expected"),
-    [(2, [2], 2), (2, [7], [2, 7]), ([2, 9], [7], [2, 9, 7]), (None, [7], [2, 7]), (7, [7], [7, 2])],
+    [
+        (2, [2], 2),
+        (2, [7], [2, 7]),
+        ([2, 9], [7], [2, 9, 7]),
+        (None, [7], [2, 7]),
+        (7, [7], [7, 2]),
+    ],
 )
 def test_generation_ends_where_the_template_ends_a_turn(own, stops, expected):
     text_lm = make_text_lm("llama")
@@ -237,9 +245,18 @@ BLOCK = dict(intermediate_size=48, num_attention_heads=4, num_key_value_heads=2)
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (Gemma2Config(**SMALL, **BLOCK, head_dim=8), r"final_logit_softcapping=30.0 cannot be graf"),
-        (GraniteConfig(**SMALL, **BLOCK, logits_scaling=8.0), r"logits_scaling=8.0 cannot be grafted"),
-        (GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2), r"GPT2LMHeadModel cannot be gra"),
+        (
+            Gemma2Config(**SMALL, **BLOCK, head_dim=8),
+            r"final_logit_softcapping=30.0 cannot be graf",
+        ),
+        (
+            GraniteConfig(**SMALL, **BLOCK, logits_scaling=8.0),
+            r"logits_scaling=8.0 cannot be grafted",
+        ),
+        (
+            GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2),
+            r"GPT2LMHeadModel cannot be gra",
+        ),
         (PhiConfig(**SMALL, **BLOCK), r"PhiForCausalLM cannot be .* linear `lm_head` without bias"),
     ],
     ids=["gemma2", "granite", "gpt2", "phi"],

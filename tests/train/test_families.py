@@ -1,4 +1,4 @@
-"""Every family from its own folder to a model that plain transformers runs: graft, train, export."""
+"""Every family from its folder to a model that plain transformers runs: graft, train, export."""
 
 import json
 from typing import Any
@@ -66,7 +66,8 @@ def test_from_a_text_lm_to_answers_about_pictures(name, tower, tied, tmp_path):
     text_lm = save_text_lm(name, tmp_path / "text", tied=tied)
     save_tower(tower, tmp_path / "tower")
     run("model=compose", f"model.decoder.path={tmp_path}/text",
-        f"model.vision_tower.path={tmp_path}/tower", *RUN, f"output_dir={tmp_path}/run")  # fmt: skip
+        f"model.vision_tower.path={tmp_path}/tower", *RUN,
+        f"output_dir={tmp_path}/run")  # fmt: skip
     found = losses(tmp_path / "run")
     assert found[3] < found[1], found
     export = tmp_path / "run/export"
@@ -111,7 +112,9 @@ def check_answers(export: Any, name: str) -> None:
     assert Renderer(ask.processor).stop_token_id == stop
     head = ask.model.lm_head
     head.weight = torch.nn.Parameter(torch.zeros_like(head.weight))
-    head.bias = torch.nn.Parameter(torch.nn.functional.one_hot(torch.tensor(stop), len(head.weight)).float())
+    head.bias = torch.nn.Parameter(
+        torch.nn.functional.one_hot(torch.tensor(stop), len(head.weight)).float()
+    )
     inputs = ask.processor.apply_chat_template(
         talk(), tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
     )

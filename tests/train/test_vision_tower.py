@@ -1,4 +1,4 @@
-"""Towers: loaded whole or in half, at another size, of NaFlex; their weights are those of the file."""
+"""Towers: whole or in half, at another size, of NaFlex; their weights are those of the file."""
 
 from typing import Any
 
@@ -89,6 +89,7 @@ def worst(one: list[torch.Tensor], two: list[torch.Tensor]) -> float:
 
 
 # ------------------------------------------------------------------------------ positions
+
 
 def ramp(grid: int) -> torch.Tensor:
     """[P, V] positions that rise evenly across the picture, from 0 to 1 in x and to 10 in y."""
@@ -217,7 +218,9 @@ def test_a_tower_with_the_names_of_older_files(tmp_path):
     tower, pixels = make_tower(8), torch.randn(1, 3, 32, 32)
     tower.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
-    names = {f"vision_model.{n.removeprefix('vision_model.')}": v for n, v in load_file(file).items()}
+    names = {
+        f"vision_model.{n.removeprefix('vision_model.')}": v for n, v in load_file(file).items()
+    }
     names["vision_model.embeddings.position_ids"] = torch.arange(64)[None]
     save_file(names, file, metadata={"format": "pt"})
     assert worst(states(load(tmp_path, 32), pixels), states(tower, pixels)) == 0
@@ -233,6 +236,10 @@ def test_weights_left_over_are_told(tmp_path):
 
 
 def test_a_tower_of_another_kind_is_refused(tmp_path):
-    CLIPVisionModel(CLIPVisionConfig(**SIZES, image_size=16, patch_size=4)).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="is a clip_vision_model, but a vision tower is a Sig"):
+    CLIPVisionModel(CLIPVisionConfig(**SIZES, image_size=16, patch_size=4)).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(
+        CheckpointError, match="is a clip_vision_model, but a vision tower is a Sig"
+    ):
         load_tower(str(tmp_path), image_size=16, dtype=F32)
