@@ -119,12 +119,18 @@ def _model_rules(model: ModelConfig) -> Iterator[str]:
             "model.path: is only read when model.kind=vlm; "
             "a text LM is model.decoder.path, a vision tower model.vision_tower.path"
         )
+    if model.kind is not ModelKind.compose and model.vision_tower.path is not None:
+        yield "model.vision_tower.path: is only read when model.kind=compose"
+    if model.kind is ModelKind.vlm and model.decoder.path is not None:
+        yield "model.decoder.path: is not read when model.kind=vlm; the model is model.path"
     if model.kind is ModelKind.vlm:
         for key in ("crop_to_patches", "max_patches", "downsample_factor"):
             if getattr(model, key) != getattr(ModelConfig, key):
                 yield f"model.{key}: is for composed models; a VLM brings its own processor"
     for name in ("decoder", "vision_tower"):
         shape = getattr(model, name)
+        if shape.path is not None:
+            yield from _ignored_shape(f"model.{name}", shape)
         if shape.hidden_size % shape.num_attention_heads:
             yield (
                 f"model.{name}.num_attention_heads: {shape.num_attention_heads} does not divide "
@@ -132,6 +138,14 @@ def _model_rules(model: ModelConfig) -> Iterator[str]:
             )
     if model.decoder.num_attention_heads % model.decoder.num_key_value_heads:
         yield "model.decoder.num_key_value_heads: does not divide num_attention_heads"
+
+
+def _ignored_shape(key: str, shape: Any) -> Iterator[str]:
+    """What is said of the shape of a model that is loaded, and has its own."""
+    for item in fields(shape):
+        is_read = item.name in ("path", "image_size")
+        if not is_read and getattr(shape, item.name) != item.default:
+            yield f"{key}.{item.name}: is of a fresh one; that of {key}.path brings its own"
 
 
 def _stage_rules(config: TrainConfig) -> Iterator[str]:

@@ -116,13 +116,15 @@ class DecoderConfig:
 class VisionTowerConfig:
     """The SigLIP tower. With `path` it is loaded; without, a fresh one of this shape is made."""
 
-    path: str | None = None  # folder or hub id of a SigLIP or SigLIP2 (fixed resolution) model
+    path: str | None = None  # folder or hub id of a SigLIP or SigLIP2 model, NaFlex too
     hidden_size: int = 128
     intermediate_size: int = 384
     num_hidden_layers: int = 3
     num_attention_heads: int = 4
-    image_size: int = 64  # pixels a tile side; position embeddings of a loaded tower are resampled
-    patch_size: int = 8  # pixels
+    # Pixels a tile side; position embeddings of a loaded tower are resampled to it. null: its own,
+    # or the largest below it whose patches downsample_factor divides; 64 for a fresh one.
+    image_size: int | None = None
+    patch_size: int = 8  # pixels, of a fresh tower
 
 
 @dataclass

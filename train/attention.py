@@ -25,7 +25,7 @@ MOST_HEAD_DIM = 256  # of FlashAttention
 HOPPER = (9, 0)
 LENGTHS = "_sample_lengths"  # where a tensor of positions keeps what was read of it
 # Decoders whose only mask, besides the pack's, is causal or a causal sliding window.
-SUPPORTED = ("cohere", "cohere2", "llama", "mistral", "qwen3")
+SUPPORTED = ("cohere", "cohere2", "gemma3_text", "llama", "mistral", "qwen3")
 
 
 def attention_by_sample(
@@ -197,6 +197,11 @@ def set_attention(model: Any, attention: Attention, *, half: bool = False) -> No
         raise ConfigError(
             f"model.attn_implementation: {attention.value} is proven for {', '.join(SUPPORTED)}, "
             f"not for {text_type}; use sdpa"
+        )
+    if getattr(text_config, "use_bidirectional_attention", False):  # an option of Gemma 3
+        raise ConfigError(
+            "model.attn_implementation: the decoder's config has use_bidirectional_attention, with "
+            "which a token sees the answer it is to learn; take a causal text LM"
         )
     composite = text_config is not model.config
     model.set_attn_implementation(

@@ -46,9 +46,10 @@ def make(kind: str) -> Any:
     return model
 
 
+@pytest.mark.parametrize("kind", ["cohere2", "gemma3_text", "qwen3"])
 @pytest.mark.parametrize("length", [1, 2, WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW])
-def test_the_window_counts_from_the_start_of_each_sample(length):
-    model = make("cohere2")
+def test_the_window_counts_from_the_start_of_each_sample(length, kind):
+    model = make(kind)
     set_attention(model, Attention.sdpa_by_sample)
     torch.manual_seed(2)
     samples = [make_sample(WINDOW + 3), make_sample(length, num_supervised=length - 1)]
@@ -122,6 +123,18 @@ def test_a_decoder_with_another_mask_is_refused():
         ConfigError, match=r"proven for cohere, cohere2, .*, not for gpt2; use sdpa"
     ):
         set_attention(GPT2LMHeadModel(config), Attention.sdpa_by_sample)
+
+
+def test_a_decoder_that_sees_what_it_is_to_learn_is_refused():
+    """An option of Gemma 3, for embedding models: neither causal nor kept apart in packs."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(**TEXT, head_dim=8, use_bidirectional_attention=True)
+    for attention in (Attention.sdpa_by_sample, Attention.sdpa):
+        with pytest.raises(
+            ConfigError, match="use_bidirectional_attention, with which a token sees"
+        ):
+            set_attention(Gemma3ForCausalLM(config), attention)
 
 
 # --------------------------------------------------------------------- choice, FlashAttention
