@@ -70,11 +70,16 @@ class WandbMode(Enum):
 
 
 class EngineKind(Enum):
-    """How several processes share the work. One process needs none of them."""
+    """How several processes share the work."""
 
-    ddp = "ddp"  # each holds the whole model
+    single = "single"  # one process; more are refused
+    ddp = "ddp"  # each holds the whole model; one process is a run like `single`
     zero2 = "zero2"  # DeepSpeed: gradients and optimizer state are shared out
     zero3 = "zero3"  # DeepSpeed: the weights too
+    fsdp2 = "fsdp2"  # torch: weights, gradients and optimizer state are shared out
+
+
+DEEPSPEED = (EngineKind.zero2, EngineKind.zero3)
 
 
 # --------------------------------------------------------------------------------- model

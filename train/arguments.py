@@ -1,6 +1,7 @@
 """TRL's arguments from ours: optimizer, schedule, checkpoints, engine."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -8,7 +9,7 @@ import torch
 from trl import SFTConfig
 
 from configs.errors import ConfigError
-from configs.schema import Dtype, EngineKind, TrainConfig
+from configs.schema import DEEPSPEED, Dtype, EngineKind, TrainConfig
 
 T = TypeVar("T")
 PAPER_WARMUP = 200  # steps; arXiv 2505.08751
@@ -37,27 +38,51 @@ def check_ranks(config: TrainConfig) -> None:
     """Refuse what this number of processes cannot do, before anything is read or written.
 
     Raises:
-        ConfigError: the global batch cannot be shared out, or DeepSpeed without torchrun.
+        ConfigError: the global batch cannot be shared out, or the engine is for fewer or more
+            processes.
     """
-    packs, ranks = config.data.packs_per_step, num_ranks()
+    packs, ranks, kind = config.data.packs_per_step, num_ranks(), config.engine.kind
     if packs % ranks:
         raise ConfigError(
             f"data.packs_per_step={packs} cannot be shared by {ranks} processes; "
             f"give a multiple of {ranks}"
         )
-    if config.engine.kind is not EngineKind.ddp and "RANK" not in os.environ:
+    if kind in DEEPSPEED and "RANK" not in os.environ:
         raise ConfigError(
-            f"engine={config.engine.kind.value} needs torchrun, also for one process: "
+            f"engine={kind.value} needs torchrun, also for one process: "
             "torchrun --nproc_per_node 1 train/main.py ..."
+        )
+    if kind is EngineKind.single and ranks > 1:
+        raise ConfigError(
+            f"engine=single is for one process, but torchrun started {ranks}; "
+            "take engine=ddp, or start one"
+        )
+    if kind is EngineKind.fsdp2 and ranks == 1:
+        raise ConfigError(
+            "engine=fsdp2 shares a model out over several processes, but there is one: "
+            "torchrun --nproc_per_node 2 train/main.py ..., or engine=single"
         )
 
 
-def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> SFTConfig:
+@dataclass
+class GraftArguments(SFTConfig):
+    """TRL's arguments, for a model that may lie on its device already."""
+
+    is_placed: bool = False  # by train/fsdp.py: to move it again would undo that
+
+    @property
+    def place_model_on_device(self) -> bool | None:
+        """Whether the trainer moves the model; None lets the trainer decide."""
+        return False if self.is_placed else None
+
+
+def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> GraftArguments:
     """Return the arguments of a run. They set up the process group where there are several."""
     packs, ranks = config.data.packs_per_step, num_ranks()
     optim, peak = config.optim, max_learning_rate(config)
     on_cpu = not torch.cuda.is_available()
-    arguments = SFTConfig(
+    arguments = GraftArguments(
+        is_placed=config.engine.kind is EngineKind.fsdp2,
         output_dir=str(checkpoints),
         max_steps=num_steps,
         per_device_train_batch_size=1,
@@ -113,7 +138,7 @@ def max_learning_rate(config: TrainConfig) -> float:
 
 def deepspeed_config(kind: EngineKind) -> dict[str, Any] | None:
     """Return DeepSpeed's config for an engine; "auto" is filled in from the arguments."""
-    if kind is EngineKind.ddp:
+    if kind not in DEEPSPEED:
         return None
     return {
         "zero_optimization": {

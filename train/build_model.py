@@ -22,6 +22,7 @@ from transformers import (
 from configs.errors import CheckpointError
 from configs.schema import DecoderConfig, VisionTowerConfig
 from data.processor import load
+from train.fsdp import copy_into
 from train.parts import find_part, list_first
 
 log = logging.getLogger(__name__)
@@ -203,15 +204,16 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
         CheckpointError: the folder lacks a weight of the model.
     """
     kind = model.config.model_type
-    live = {find_part(kind, name): tensor for name, tensor in model.state_dict().items()}
+    state = model.state_dict(keep_vars=True)
+    live = {find_part(kind, name): tensor for name, tensor in state.items()}
     loaded = set()
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(str(path), framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 tensor = live[find_part(kind, name)]
-                tensor.copy_(file.get_tensor(name))
-                loaded.add(tensor.data_ptr())  # tied weights are one
-    missing = [name for name, t in model.state_dict().items() if t.data_ptr() not in loaded]
+                copy_into(tensor, file.get_slice(name))
+                loaded.add(id(tensor))  # tied weights are one
+    missing = [name for name, tensor in state.items() if id(tensor) not in loaded]
     if missing:
         raise CheckpointError(
             f"{str(folder)!r} lacks {len(missing)} weights: {list_first(missing)}"

@@ -6,16 +6,18 @@ from typing import Any
 
 import torch
 
-from configs.schema import EngineKind, TrainConfig
+from configs.schema import DEEPSPEED, EngineKind, TrainConfig
 from data.balance import describe_balance, step_balance
 from data.build import TrainingData, build_training_data, describe_samples
+from train import fsdp
 from train.arguments import build_arguments, check_ranks, num_ranks, rank
 from train.attention import check_attention
 from train.build import build_model
 from train.callbacks import RunCallback
 from train.card import model_card
 from train.evaluation import HeldOut
-from train.export import export_model, gather_weights
+from train.export import export_model
+from train.gather import gather_weights
 from train.held_out import prepare_held_out
 from train.loss import add_token_losses, check_against_text_class
 from train.process import set_up_process
@@ -68,7 +70,7 @@ def prepare_model(config: TrainConfig, processing_class: Any) -> tuple[Any, list
     add_token_losses(model)
     check_against_text_class(model)
     model, table = set_what_trains(model, config.stage.parts, config.adapter)
-    if config.engine.kind is EngineKind.ddp:  # DeepSpeed keeps float32 copies of its own
+    if config.engine.kind not in DEEPSPEED:  # it keeps float32 copies of its own
         hold_in_float32(model, config.stage.parts)
     return model, table
 
@@ -158,9 +160,12 @@ def build_trainer(
     callbacks: list[Any],
 ) -> GraftTrainer:
     """Return the trainer of a run; several processes find each other here."""
+    arguments = build_arguments(config, RunFolder(config.output_dir).checkpoints, num_steps)
+    if config.engine.kind is EngineKind.fsdp2:
+        fsdp.shard(model, arguments.device)
     return GraftTrainer(
         model,
-        build_arguments(config, RunFolder(config.output_dir).checkpoints, num_steps),
+        arguments,
         data,
         processing_class,
         num_steps=num_steps,
