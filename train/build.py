@@ -6,15 +6,18 @@ import torch
 
 from configs.schema import ModelConfig, ModelKind
 from train.attention import set_attention
-from train.build_model import build_decoder, build_vision_tower, compose, load_vlm
+from train.build_model import build_decoder, build_vision_tower, compose, empty_vlm, load_vlm
 
 
-def build_model(config: ModelConfig, processing_class: Any) -> Any:
-    """Return the model in its dtype on the CPU; the trainer moves it."""
+def build_model(config: ModelConfig, processing_class: Any, *, empty: bool = False) -> Any:
+    """Return the model in its dtype on the CPU; the trainer moves it.
+
+    With `empty` a VLM is on `meta`, for a rank that is given its part by another.
+    """
     dtype = getattr(torch, config.dtype.value)
     if config.kind is ModelKind.vlm:
         assert config.path is not None
-        model: Any = load_vlm(config.path, dtype=dtype)
+        model: Any = (empty_vlm if empty else load_vlm)(config.path, dtype=dtype)
     else:
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
         model = build_decoder(config.decoder, tokenizer, dtype=dtype)

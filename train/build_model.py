@@ -1,5 +1,6 @@
 """A text LM, a vision-language model, or one composed of the two: weights and their checks."""
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ import torch
 from safetensors import safe_open
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
     Cohere2Config,
     Cohere2ForCausalLM,
+    GenerationConfig,
     PreTrainedModel,
     SiglipVisionConfig,
     SiglipVisionModel,
@@ -167,6 +170,16 @@ def load_text_lm(path: str, *, dtype: torch.dtype | str) -> PreTrainedModel:
 def load_vlm(path: str, *, dtype: torch.dtype | str) -> PreTrainedModel:
     """Return a vision-language model from a folder or the hub, every weight from the file."""
     return _load_checked("vision-language model", AutoModelForImageTextToText, path, dtype)
+
+
+def empty_vlm(path: str, *, dtype: torch.dtype | str) -> PreTrainedModel:
+    """Return what `load_vlm` does without its weights, on `meta`: nothing is read or held."""
+    config = load("vision-language model", AutoConfig, path)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    with contextlib.suppress(OSError):  # a folder without generation_config.json
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    return model.eval()
 
 
 def _load_checked(what: str, auto_class: Any, path: str, dtype: torch.dtype | str) -> Any:

@@ -66,9 +66,13 @@ def planned_steps(config: TrainConfig, data: TrainingData) -> int:
 
 def prepare_model(config: TrainConfig, processing_class: Any) -> tuple[Any, list[PartRow]]:
     """Return the model with our loss, checked, and the table of what trains."""
-    model = build_model(config.model, processing_class)
+    # With FSDP2 rank 0 alone reads a VLM and gives the others their parts: not every process of a
+    # machine holds all of it at once.
+    empty = config.engine.kind is EngineKind.fsdp2 and rank() > 0
+    model = build_model(config.model, processing_class, empty=empty)
     add_token_losses(model)
-    check_against_text_class(model)
+    if not model.device.type == "meta":
+        check_against_text_class(model)
     model, table = set_what_trains(model, config.stage.parts, config.adapter)
     if config.engine.kind not in DEEPSPEED:  # it keeps float32 copies of its own
         hold_in_float32(model, config.stage.parts)
