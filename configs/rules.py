@@ -13,10 +13,12 @@ from configs.languages import LANGUAGES
 from configs.schema import (
     AdapterConfig,
     DataConfig,
+    EngineKind,
     MergeConfig,
     ModelConfig,
     ModelKind,
     PartMode,
+    Quantization,
     SourceConfig,
     SourceKind,
     SweepConfig,
@@ -146,6 +148,21 @@ def _stage_rules(config: TrainConfig) -> Iterator[str]:
         yield "stage.parts.projector.mode: lora is for pretrained parts; use full or frozen"
     if PartMode.lora not in modes.values() and config.adapter != AdapterConfig():
         yield "adapter: is given, but no part has mode lora; use stage=sft_lora"
+    if config.adapter.quantization is not Quantization.none:
+        yield from _quantization_rules(config)
+
+
+def _quantization_rules(config: TrainConfig) -> Iterator[str]:
+    key, kind = "adapter.quantization", config.engine.kind
+    if config.stage.parts.decoder.mode is not PartMode.lora:
+        yield f"{key}: is for a decoder whose weights stay; needs stage.parts.decoder.mode=lora"
+    if config.model.path is None and config.model.decoder.path is None:
+        yield f"{key}: is for a decoder that is loaded; a fresh one has learned nothing to keep"
+    if kind not in (EngineKind.single, EngineKind.ddp):
+        yield (
+            f"{key}: packs weights in blocks that engine={kind.value} does not share out; "
+            "use engine=ddp, whose processes each hold them all, or quantization=none"
+        )
 
 
 def _parts(config: TrainConfig) -> Any:

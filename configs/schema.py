@@ -18,6 +18,13 @@ class PartMode(Enum):
     full = "full"  # every parameter trains
 
 
+class Quantization(Enum):
+    """How the frozen weights of a decoder with adapters are held."""
+
+    none = "none"  # as the model is
+    nf4 = "nf4"  # bitsandbytes: 4 bits (QLoRA, arXiv 2305.14314); engine=ddp or single
+
+
 class ModelKind(Enum):
     """Where the model comes from."""
 
@@ -230,6 +237,10 @@ class AdapterConfig:
     lora_dropout: float = 0.0  # in [0, 1)
     use_rslora: bool = False  # scale by alpha / sqrt(r)
     use_dora: bool = False  # learn magnitude and direction apart
+    target_modules: list[str] = field(
+        default_factory=list
+    )  # last names of linear layers, such as q_proj; empty: all of each part with mode lora
+    quantization: Quantization = Quantization.none  # of the decoder's linear layers
 
 
 @dataclass

@@ -25,6 +25,21 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def device_of_rank() -> torch.device:
+    """Return the device this process computes on."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def computes_in_bf16(config: TrainConfig) -> bool:
+    """Whether forward and backward run under autocast.
+
+    What trains is held in float32 (train/what_trains.py), beside half precision or not.
+    """
+    return config.engine.bf16 or config.model.dtype is not Dtype.float32
+
+
 def gather_objects(value: T) -> list[T]:
     """Return every rank's value; all ranks call it together."""
     if num_ranks() == 1 or not torch.distributed.is_initialized():
@@ -96,8 +111,7 @@ def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> G
         weight_decay=optim.weight_decay,
         max_grad_norm=optim.max_grad_norm,
         optim="adamw_torch_fused",
-        # What trains is held in float32 (train/what_trains.py), beside half precision or not.
-        bf16=config.engine.bf16 or config.model.dtype is not Dtype.float32,
+        bf16=computes_in_bf16(config),
         gradient_checkpointing=config.engine.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         use_cpu=on_cpu,

@@ -6,7 +6,7 @@ another number of ranks, or with DDP.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -62,7 +62,7 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 @torch.no_grad()
 def _take_values_of_rank_0(module: nn.Module, device: torch.device) -> None:
-    seen: dict[int, torch.Tensor] = {}  # tied parameters stay one
+    seen: dict[int, Any] = {}  # tied parameters stay one
     for owner in module.modules():
         for held in (owner._parameters, owner._buffers):
             for name, tensor in held.items():
@@ -86,7 +86,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Return all of a tensor on the CPU; of a shared-out one on rank 0 alone. All ranks call it."""
     if not isinstance(tensor, DTensor):
         return tensor.detach().cpu()
-    gathered = tensor.detach().full_tensor()
+    gathered: torch.Tensor = cast(DTensor, tensor.detach()).full_tensor()
     return gathered.cpu() if distributed.get_rank() == 0 else torch.empty(0)
 
 

@@ -211,7 +211,7 @@ class GraftTrainer(SFTTrainer):
         state = fsdp.whole_optimizer(self.optimizer)
         if self.args.should_save:
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+            torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not fsdp.is_sharded(self.model):
@@ -219,7 +219,7 @@ class GraftTrainer(SFTTrainer):
             return
         fsdp.load_optimizer(self.optimizer, Path(checkpoint) / OPTIMIZER_NAME)
         schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
-        self.lr_scheduler.load_state_dict(schedule)
+        cast(Any, self.lr_scheduler).load_state_dict(schedule)
 
     def _defer_fsdp_gradient_reduction(self) -> Any:
         """Reduce at every micro-batch: whole gradients, kept to the last, are what FSDP2 saves."""
