@@ -148,6 +148,11 @@ def _stage_rules(config: TrainConfig) -> Iterator[str]:
         yield "stage.parts.projector.mode: lora is for pretrained parts; use full or frozen"
     if PartMode.lora not in modes.values() and config.adapter != AdapterConfig():
         yield "adapter: is given, but no part has mode lora; use stage=sft_lora"
+    if config.engine.activation_offloading and not config.engine.gradient_checkpointing:
+        yield (
+            "engine.activation_offloading: moves what gradient checkpointing keeps; "
+            "set engine.gradient_checkpointing=true too"
+        )
     if config.adapter.quantization is not Quantization.none:
         yield from _quantization_rules(config)
 

@@ -270,6 +270,9 @@ class EngineConfig(ThreadsConfig):
 
     kind: EngineKind = EngineKind.ddp
     gradient_checkpointing: bool = False  # recompute activations in backward
+    activation_offloading: bool = (
+        False  # keep what checkpointing keeps, one state a layer, in host memory
+    )
     bf16: bool = (
         False  # compute in bfloat16 (autocast) over float32 weights; so too if dtype is half
     )

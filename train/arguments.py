@@ -81,9 +81,10 @@ def check_ranks(config: TrainConfig) -> None:
 
 @dataclass
 class GraftArguments(SFTConfig):
-    """TRL's arguments, for a model that may lie on its device already."""
+    """TRL's arguments, and what its trainer does not know of."""
 
     is_placed: bool = False  # by train/fsdp.py: to move it again would undo that
+    offload: bool = False  # see train/offload.py
 
     @property
     def place_model_on_device(self) -> bool | None:
@@ -113,6 +114,7 @@ def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> G
         optim="adamw_torch_fused",
         bf16=computes_in_bf16(config),
         gradient_checkpointing=config.engine.gradient_checkpointing,
+        offload=config.engine.activation_offloading,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and ranks > 1 else None,

@@ -26,6 +26,7 @@ FREE = (
     "evaluation",
     "engine.num_threads",
     "engine.gradient_checkpointing",
+    "engine.activation_offloading",
     "data.max_bad_ratio",
     "data.num_workers",
     "data.num_index_workers",

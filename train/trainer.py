@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from configs.errors import DataError
 from data.batches import BAD_ROWS
@@ -34,7 +34,9 @@ from data.loader import (
 )
 from data.packs import States
 from train import fsdp
+from train.arguments import GraftArguments
 from train.build_model import load_weights
+from train.offload import offloading
 from train.parts import Part
 from train.what_trains import trainable_by_part
 
@@ -53,7 +55,7 @@ class GraftTrainer(SFTTrainer):
     def __init__(
         self,
         model: Any,
-        args: SFTConfig,
+        args: GraftArguments,
         data: TrainingData,
         processing_class: Any,
         *,
@@ -87,6 +89,10 @@ class GraftTrainer(SFTTrainer):
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)  # ours shows progress
+        if args.offload:
+            cast(
+                Any, self
+            ).maybe_activation_offload_context = offloading()  # TRL enters it at each step
         # The name of what we need: neither wrap the model nor shard it, for it is sharded already.
         self.is_distributed_loading_by_transformers = fsdp.is_sharded(self.model)
         # compute_loss divides by the supervised tokens of the global batch.
