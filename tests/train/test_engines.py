@@ -20,6 +20,10 @@ import torch
 from pico_runs import FAST, MIXED, losses, make_trainer, metrics, run, same_weights, vlm, weights
 from transformers import AutoModelForImageTextToText
 
+from configs.command import load_config
+from configs.errors import ConfigError
+from train.arguments import check_ranks
+
 ROOT = Path(__file__).resolve().parents[2]
 WORST_LOSS = 1e-6  # nats; measured 1.1e-7
 WORST_NORM = 2e-6  # of the gradient's norm; measured 2.3e-7
@@ -81,6 +85,19 @@ for overrides in runs:
     run.train(config)
     unset_hf_deepspeed_config()
 """
+
+
+@pytest.mark.parametrize(
+    ("engine", "ranks", "message"),
+    [
+        ("single", 2, r"engine=single is for one process, but torchrun started 2; take engine=ddp"),
+        ("fsdp2", 1, r"engine=fsdp2 shares a model out .* there is one: .* or engine=single"),
+    ],
+)
+def test_an_engine_for_more_or_fewer_processes(engine, ranks, message, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    with pytest.raises(ConfigError, match=message):
+        check_ranks(load_config("train", [f"engine={engine}"]))
 
 
 def overrides_of(mode: str, pipeline: Any) -> list[str]:
