@@ -194,6 +194,7 @@ def unshard(model: nn.Module) -> None:
             if id(tensor) not in gathered:
                 gathered[id(tensor)] = nn.Parameter(whole(tensor), tensor.requires_grad)
             module._parameters[name] = gathered[id(tensor)]
+    model.__dict__.pop("generate", None)  # the one that gathers
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.__class__ = type(module).__mro__[2]  # (FSDPX, FSDPModule, X, ...)

@@ -20,7 +20,16 @@ from transformers import AyaVisionForConditionalGeneration
 from configs.errors import CheckpointError
 from configs.schema import AdapterConfig, PartConfig, PartMode, PartsConfig
 from train.build_model import empty_vlm, load_vlm
-from train.fsdp import copy_into, load_adapter, shard, unshard, whole_weights
+from train.fsdp import (
+    copy_into,
+    load_adapter,
+    load_optimizer,
+    shard,
+    unshard,
+    whole,
+    whole_optimizer,
+    whole_weights,
+)
 from train.loss import add_token_losses
 from train.what_trains import set_what_trains
 
@@ -140,6 +149,28 @@ def test_what_was_shared_out_is_the_same_again(mode, group):
     assert {name: type(module) for name, module in model.named_modules()} == kinds
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_what_an_optimizer_keeps_is_the_same_again(group, tmp_path):
+    """Also the step counts, and the keys of its groups."""
+    model = prepared(PartMode.full)
+    shard(model, torch.device("cpu"))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    one, two = (torch.optim.AdamW([{"params": trained, "part": "decoder"}]) for _ in range(2))
+    model(**pack(make_samples(pictures=False)), token_losses=True).sum().backward()
+    one.step()
+    state = whole_optimizer(one)
+    assert not any(
+        isinstance(v, DTensor) for kept in state["state"].values() for v in kept.values()
+    )
+    torch.save(state, tmp_path / "optimizer.pt")
+    load_optimizer(two, tmp_path / "optimizer.pt")
+    assert two.param_groups[0]["part"] == "decoder"
+    for parameter in trained:
+        assert two.state[parameter].keys() == {"step", "exp_avg", "exp_avg_sq"}
+        for name, value in one.state[parameter].items():
+            found = two.state[parameter][name]
+            assert type(found) is type(value) and torch.equal(whole(found), whole(value))
 
 
 def test_an_adapter_of_another_run_is_refused(group, tmp_path):

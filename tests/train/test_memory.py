@@ -114,5 +114,4 @@ def test_bfloat16_stays_near_float32(mode, plain, pipeline, tmp_path):
     assert found.keys() == expected.keys()
     assert found != expected
     worst = max(abs(found[step] - expected[step]) for step in found)
-    print(worst)
-    assert worst < 0.02, worst
+    assert worst < 1e-3, worst  # nats, of 5.8; measured 1.3e-4
