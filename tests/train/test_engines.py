@@ -120,7 +120,7 @@ def root(pipeline, tmp_path_factory) -> Path:
     done = subprocess.run(
         [sys.executable, *launch, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=280, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-6000:]
     for mode in MODES:
