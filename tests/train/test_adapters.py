@@ -50,7 +50,7 @@ def test_a_layer_is_the_old_one_plus_scaled_b_a(options, scale):
     weight, product = pieces(layer)
     x = torch.randn(5, weight.shape[1])
     expected = functional.linear(x, weight + scale * product)
-    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-5)  # measured 1.4e-6 of 6
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-5)  # measured 9.5e-7 of 5
     assert not torch.allclose(layer(x), functional.linear(x, weight), atol=0.1)
 
 
@@ -67,7 +67,7 @@ def test_dora_learns_a_magnitude_for_each_row():
     expected = functional.linear(
         x := torch.randn(5, weight.shape[1]), moved * (magnitude / moved.norm(dim=1))[:, None]
     )
-    torch.testing.assert_close(layer(x), expected, rtol=0, atol=2e-5)  # measured 3.8e-6 of 9
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=2e-5)  # measured 1.7e-6 of 7
 
 
 def test_dora_trains_the_magnitude_in_a_step():

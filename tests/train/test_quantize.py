@@ -62,7 +62,7 @@ def learned(pipeline, tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_it_learns_and_is_folded_into_the_weights_as_they_were(learned, pipeline):
-    assert losses(learned)[4] < losses(learned)[1] - 0.05  # nats; measured 0.23
+    assert losses(learned)[4] < losses(learned)[1] - 0.05  # nats; measured 0.13
     adapter = load_file(learned / "export" / "adapter" / "adapter_model.safetensors")
     folded, first = weights(learned / "export"), weights(pipeline.align)
     num_folded = 0
@@ -72,7 +72,7 @@ def test_it_learns_and_is_folded_into_the_weights_as_they_were(learned, pipeline
         if a is not None and b is not None:
             num_folded += 1
             expected = value + 32 / 4 * (b @ a)  # lora_alpha over r
-            torch.testing.assert_close(folded[name], expected, rtol=0, atol=1e-6)  # measured 3e-8
+            torch.testing.assert_close(folded[name], expected, rtol=0, atol=1e-6)  # measured 0
         elif not name.startswith("multi_modal_projector"):
             assert torch.equal(folded[name], value), name
     assert num_folded == 28
