@@ -14,11 +14,13 @@ from configs.schema import (
     DEEPSPEED,
     AdapterConfig,
     DataConfig,
+    EngineKind,
     MergeConfig,
     ModelConfig,
     ModelKind,
     NonFinite,
     PartMode,
+    Quantization,
     SourceConfig,
     SourceKind,
     SweepConfig,
@@ -167,6 +169,26 @@ def _stage_rules(config: TrainConfig) -> Iterator[str]:
         )
     if PartMode.lora not in modes.values() and config.adapter != AdapterConfig():
         yield "adapter: is given, but no part has mode lora; use stage=sft_lora"
+    if config.engine.activation_offloading and not config.engine.gradient_checkpointing:
+        yield (
+            "engine.activation_offloading: moves what gradient checkpointing keeps; "
+            "set engine.gradient_checkpointing=true too"
+        )
+    if config.adapter.quantization is not Quantization.none:
+        yield from _quantization_rules(config)
+
+
+def _quantization_rules(config: TrainConfig) -> Iterator[str]:
+    key, kind = "adapter.quantization", config.engine.kind
+    if config.stage.parts.decoder.mode is not PartMode.lora:
+        yield f"{key}: is for a decoder whose weights stay; needs stage.parts.decoder.mode=lora"
+    if config.model.path is None and config.model.decoder.path is None:
+        yield f"{key}: is for a decoder that is loaded; a fresh one has learned nothing to keep"
+    if kind not in (EngineKind.single, EngineKind.ddp):
+        yield (
+            f"{key}: packs weights in blocks that engine={kind.value} does not share out; "
+            "use engine=ddp, whose processes each hold them all, or quantization=none"
+        )
 
 
 def _parts(config: TrainConfig) -> Any:

@@ -18,6 +18,13 @@ class PartMode(Enum):
     full = "full"  # every parameter trains
 
 
+class Quantization(Enum):
+    """How the frozen weights of a decoder with adapters are held."""
+
+    none = "none"  # as the model is
+    nf4 = "nf4"  # bitsandbytes: 4 bits (QLoRA, arXiv 2305.14314); engine=ddp or single
+
+
 class ModelKind(Enum):
     """Where the model comes from."""
 
@@ -81,11 +88,16 @@ class WandbMode(Enum):
 
 
 class EngineKind(Enum):
-    """How several processes share the work. One process needs none of them."""
+    """How several processes share the work."""
 
-    ddp = "ddp"  # each holds the whole model
+    single = "single"  # one process; more are refused
+    ddp = "ddp"  # each holds the whole model; one process is a run like `single`
     zero2 = "zero2"  # DeepSpeed: gradients and optimizer state are shared out
     zero3 = "zero3"  # DeepSpeed: the weights too
+    fsdp2 = "fsdp2"  # torch: weights, gradients and optimizer state are shared out
+
+
+DEEPSPEED = (EngineKind.zero2, EngineKind.zero3)
 
 
 DEEPSPEED = (EngineKind.zero2, EngineKind.zero3)
@@ -241,6 +253,10 @@ class AdapterConfig:
     lora_dropout: float = 0.0  # in [0, 1)
     use_rslora: bool = False  # scale by alpha / sqrt(r)
     use_dora: bool = False  # learn magnitude and direction apart
+    target_modules: list[str] = field(
+        default_factory=list
+    )  # last names of linear layers, such as q_proj; empty: all of each part with mode lora
+    quantization: Quantization = Quantization.none  # of the decoder's linear layers
 
 
 @dataclass
@@ -273,6 +289,9 @@ class EngineConfig(ThreadsConfig):
 
     kind: EngineKind = EngineKind.ddp
     gradient_checkpointing: bool = False  # recompute activations in backward
+    activation_offloading: bool = (
+        False  # keep what checkpointing keeps, one state a layer, in host memory
+    )
     bf16: bool = (
         False  # compute in bfloat16 (autocast) over float32 weights; so too if dtype is half
     )

@@ -8,23 +8,26 @@ from configs.schema import ModelConfig, ModelKind
 from data.render import Renderer
 from data.tokenizer import ids_added
 from train.attention import set_attention
-from train.build_model import build_decoder, load_vlm
+from train.build_model import build_decoder, empty_vlm, load_vlm
 from train.compose import compose
 from train.vision_tower import build_vision_tower
 
 
-def build_model(config: ModelConfig, processing_class: Any, *, half: bool = False) -> Any:
+def build_model(
+    config: ModelConfig, processing_class: Any, *, half: bool = False, empty: bool = False
+) -> Any:
     """Return the model in its dtype on the CPU; the trainer moves it.
 
     Args:
         config: which model.
         processing_class: its tokenizer or processor.
         half: whether training computes in half precision, for the choice of attention.
+        empty: a VLM is left on `meta`, for a rank that is given its part by another.
     """
     dtype = getattr(torch, config.dtype.value)
     if config.kind is ModelKind.vlm:
         assert config.path is not None
-        model: Any = load_vlm(config.path, dtype=dtype)
+        model: Any = (empty_vlm if empty else load_vlm)(config.path, dtype=dtype)
     elif config.kind is ModelKind.text_lm:
         model = build_decoder(config.decoder, processing_class, dtype=dtype)
     else:

@@ -1,6 +1,7 @@
 """Text LMs fresh or loaded, vision-language models loaded: every weight of a model is in its file,
 and every weight in the file is the model's. Grafting the one on the other is `train/compose.py`."""
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from transformers import (
     AutoModelForImageTextToText,
     Cohere2Config,
     Cohere2ForCausalLM,
+    GenerationConfig,
     PreTrainedModel,
 )
 
 from configs.errors import CheckpointError
 from configs.schema import DecoderConfig
 from data.processor import load
+from train.fsdp import copy_into
 from train.parts import find_part, list_first
 
 # What a file may hold that its model has no place for; anything else left over is an error.
@@ -89,6 +92,16 @@ def load_vlm(path: str, *, dtype: torch.dtype | str) -> PreTrainedModel:
     return load_checked("vision-language model", AutoModelForImageTextToText, path, dtype)
 
 
+def empty_vlm(path: str, *, dtype: torch.dtype | str) -> PreTrainedModel:
+    """Return what `load_vlm` does without its weights, on `meta`: nothing is read or held."""
+    config = load("vision-language model", AutoConfig, path)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    with contextlib.suppress(OSError):  # a folder without generation_config.json
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    return model.eval()
+
+
 def load_checked(
     what: str, auto_class: Any, path: str, dtype: torch.dtype | str, **changes: Any
 ) -> Any:
@@ -152,15 +165,16 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
         CheckpointError: the folder lacks a weight of the model.
     """
     kind = model.config.model_type
-    live = {find_part(kind, name): tensor for name, tensor in model.state_dict().items()}
+    state = model.state_dict(keep_vars=True)
+    live = {find_part(kind, name): tensor for name, tensor in state.items()}
     loaded = set()
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(str(path), framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 tensor = live[find_part(kind, name)]
-                tensor.copy_(file.get_tensor(name))
-                loaded.add(tensor.data_ptr())  # tied weights are one
-    missing = [name for name, t in model.state_dict().items() if t.data_ptr() not in loaded]
+                copy_into(tensor, file.get_slice(name))
+                loaded.add(id(tensor))  # tied weights are one
+    missing = [name for name, tensor in state.items() if id(tensor) not in loaded]
     if missing:
         raise CheckpointError(
             f"{str(folder)!r} lacks {len(missing)} weights: {list_first(missing)}"

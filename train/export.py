@@ -8,10 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel
-
-from train.arguments import rank
 
 log = logging.getLogger(__name__)
 STAGING = ".export-writing"
@@ -48,27 +45,6 @@ def export_model(
     staging.rename(out)
     log.info("exported to %s", out)
     return out
-
-
-def gather_weights(model: Any) -> None:
-    """Give the modules on rank 0 the whole weights that ZeRO-3 has shared out. All ranks call this.
-
-    Nothing can be trained or measured afterwards. Without ZeRO-3 nothing happens.
-    """
-    shared_out = [p for p in model.parameters() if hasattr(p, "ds_id")]
-    if not shared_out:
-        return
-    import deepspeed
-
-    whole = {}
-    for parameter in shared_out:  # one at a time: no GPU needs room for them all
-        with deepspeed.zero.GatheredParameters([parameter]):
-            if rank() == 0:
-                values = parameter.detach().cpu().clone()
-                whole[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
-    for module in model.modules() if whole else ():
-        for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, whole[id(parameter)])
 
 
 def fold_adapter(model: PeftModel) -> PreTrainedModel:

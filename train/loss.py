@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -103,11 +104,16 @@ def vision_parameters(model: Any) -> Iterator[nn.Parameter]:
 def _vision_beside_text(model: Any) -> Iterator[None]:
     """Run the vision parts on a black tile and add 0 times the result to the embedded text.
 
-    DDP and ZeRO wait on every rank for the gradient of all that trains; ZeRO-3 also needs every
-    rank to run the same modules, frozen or not, in the same order. A rank without pictures would
-    hang them (ms-swift 9639, DeepSpeed 7170). Hence where a picture would be: before the decoder.
+    DDP and ZeRO wait on every rank for the gradient of all that trains; ZeRO-3 and FSDP2 also need
+    every rank to run the same modules, frozen or not, in the same order. A rank without pictures
+    would hang them (ms-swift 9639, DeepSpeed 7170). Hence where a picture would be: before the
+    decoder.
     """
-    if not any(p.requires_grad or hasattr(p, "ds_id") for p in vision_parameters(model)):
+    # Of parameters that are shared out every rank gathers each, frozen or not: `ds_id` is ZeRO-3's.
+    if not any(
+        p.requires_grad or hasattr(p, "ds_id") or isinstance(p, DTensor)
+        for p in vision_parameters(model)
+    ):
         yield
         return
 

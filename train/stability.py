@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from data.batches import PackedSample
 from train.parts import list_first
@@ -59,12 +60,15 @@ def rows_to_blame(samples: Sequence[PackedSample], nats: np.ndarray) -> list[str
 
 
 def wrong_gradients(model: Any) -> list[str]:
-    """Return the parameters of a live model whose gradient is infinite or not a number."""
-    return [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
-    ]
+    """Return the parameters whose gradient, or this rank's part of it, is no number."""
+    found = []
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad
+        if isinstance(gradient, DTensor):
+            gradient = gradient.to_local()
+        if gradient is not None and not bool(torch.isfinite(gradient).all()):
+            found.append(name)
+    return found
 
 
 def describe(step: int, rows: Sequence[str], gradients: Sequence[str], *, finite: bool) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from configs.errors import TrainingError
@@ -61,9 +62,7 @@ class StepWatch:
         for part, named in trainable_by_part(model).items():
             gradients = [p.grad for _, p in named if p.grad is not None]
             if gradients:  # DeepSpeed holds them elsewhere
-                norm = get_total_norm(gradients)
-                whole = getattr(norm, "full_tensor", lambda norm=norm: norm)()
-                self.grad_norms[part] = float(whole)
+                self.grad_norms[part] = as_number(get_total_norm(gradients))
 
     def check(self, model: Any, grad_norm: Any, step: int) -> bool:
         """Return whether the step may be made: its gradient is a number, on all ranks alike.
@@ -77,7 +76,7 @@ class StepWatch:
             TrainingError: it is not, and may not be left out; the rows are named.
         """
         nats = self.meter.sample_nats()
-        if grad_norm is None or math.isfinite(float(grad_norm)):
+        if grad_norm is None or math.isfinite(as_number(grad_norm)):
             if not np.isfinite(nats).all():  # of this rank alone; the others are ended by torchrun
                 rows = rows_to_blame(self.meter.samples, nats)
                 raise TrainingError(refusal(describe(step, rows, [], finite=False)))
@@ -111,3 +110,8 @@ class StepWatch:
         self.meter.load_states([state["counts"] for state in states])
         for state in states[:1]:
             self.spikes.before.extend(state["losses"])
+
+
+def as_number(norm: Any) -> float:
+    """Return a norm, also of gradients that are shared out over ranks; all of them call this."""
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

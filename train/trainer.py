@@ -4,6 +4,7 @@ Everything else (devices, engines, accumulation, schedule, resume) is TRL's, tra
 accelerate's.
 """
 
+import contextlib
 import json
 import shutil
 import time
@@ -15,8 +16,9 @@ from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from configs.errors import DataError
 from data.batches import BAD_ROWS, SAMPLES
@@ -31,7 +33,10 @@ from data.loader import (
     told_by_worker,
 )
 from data.packs import States
+from train import fsdp
+from train.arguments import GraftArguments
 from train.build_model import load_weights
+from train.offload import offloading
 from train.parts import Part
 from train.step_watch import StepWatch
 from train.what_trains import trainable_by_part
@@ -51,7 +56,7 @@ class GraftTrainer(SFTTrainer):
     def __init__(
         self,
         model: Any,
-        args: SFTConfig,
+        args: GraftArguments,
         data: TrainingData,
         processing_class: Any,
         *,
@@ -85,6 +90,12 @@ class GraftTrainer(SFTTrainer):
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)  # ours shows progress
+        if args.offload:
+            cast(
+                Any, self
+            ).maybe_activation_offload_context = offloading()  # TRL enters it at each step
+        # The name of what we need: neither wrap the model nor shard it, for it is sharded already.
+        self.is_distributed_loading_by_transformers = fsdp.is_sharded(self.model)
         # compute_loss divides by the supervised tokens of the global batch.
         self.model_accepts_loss_kwargs = True
 
@@ -193,11 +204,43 @@ class GraftTrainer(SFTTrainer):
         return {str(group.get("part", "all")): float(group["lr"]) for group in groups}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load weights by the names they have in files; PEFT and engines load their own."""
-        if isinstance(self.model, PeftModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
+        """Load weights by the names they have in files; PEFT and DeepSpeed load their own."""
+        if not isinstance(self.model, PeftModel):
             load_weights(cast(Any, self.model), Path(resume_from_checkpoint))
+        elif fsdp.is_sharded(self.model):
+            fsdp.load_adapter(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write whole weights, of FSDP2 too."""
+        if not fsdp.is_sharded(self.model):
+            super().save_model(output_dir, _internal_call)
+            return
+        state = fsdp.whole_weights(cast(Any, self.model))
+        if self.args.should_save:
+            self._save(output_dir, state)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not fsdp.is_sharded(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = fsdp.whole_optimizer(self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not fsdp.is_sharded(self.model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        fsdp.load_optimizer(self.optimizer, Path(checkpoint) / OPTIMIZER_NAME)
+        schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+        cast(Any, self.lr_scheduler).load_state_dict(schedule)
+
+    def _defer_fsdp_gradient_reduction(self) -> Any:
+        """Reduce at every micro-batch: whole gradients, kept to the last, are what FSDP2 saves."""
+        return contextlib.nullcontext()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write the checkpoint beside its place and rename it, so that it is whole or not there."""
