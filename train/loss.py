@@ -17,15 +17,14 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from configs.errors import CheckpointError
 from data.render import IGNORED
 from train.attention import boundaries
+from train.head import chunked_losses
 
 log = logging.getLogger(__name__)
-CHUNK = 1024  # supervised tokens whose logits are held at once: 1 GiB in float32 at K = 256,000
 
 
 def logit_scale_of(model: PreTrainedModel) -> float:
@@ -72,24 +71,7 @@ def supervised_losses(
     """
     targets = labels[:, 1:]
     chosen = targets != IGNORED
-    states, wanted = hidden[:, :-1][chosen], targets[chosen]
-    needs_grad = torch.is_grad_enabled() and (states.requires_grad or head.requires_grad)
-    chunks = []
-    for part, want in zip(states.split(CHUNK), wanted.split(CHUNK), strict=True):
-        if needs_grad and len(states) > CHUNK:
-            chunks.append(
-                checkpoint(_chunk_losses, part, want, head, logit_scale, use_reentrant=False)
-            )
-        else:
-            chunks.append(_chunk_losses(part, want, head, logit_scale))
-    return torch.cat(chunks)
-
-
-def _chunk_losses(
-    states: torch.Tensor, targets: torch.Tensor, head: torch.Tensor, logit_scale: float
-) -> torch.Tensor:
-    logits = functional.linear(states, head).float() * logit_scale
-    return functional.cross_entropy(logits, targets, reduction="none")
+    return chunked_losses(hidden[:, :-1][chosen], targets[chosen], head, logit_scale)
 
 
 def vision_parameters(model: Any) -> Iterator[nn.Parameter]:
