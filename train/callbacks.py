@@ -48,6 +48,8 @@ class RunCallback(TrainerCallback):
         """Measure the model as it is given, then start the clock and the progress bar."""
         if self.eval_on_start and state.global_step == 0:
             self.evaluate(kwargs["model"], step=0)
+        if self.trainer.is_deepspeed_enabled:
+            self.trainer.watch.listen_to(self.trainer.deepspeed)
         self.trainer.watch.meter.go_on()
         self.bar = tqdm(
             desc=self.name,
@@ -73,7 +75,7 @@ class RunCallback(TrainerCallback):
         told = gather_objects(counts)
         metrics = metrics_of(told, peak_flops=self.peak_flops)
         metrics |= {f"train/learning_rate/{k}": v for k, v in watch.learning_rates.items()}
-        metrics |= {f"train/grad_norm/{k}": v for k, v in watch.grad_norms.items()}
+        metrics |= {f"train/grad_norm/{k}": v for k, v in watch.grad_norms().items()}
         if math.isfinite(logs["grad_norm"]):  # else its step was left out
             metrics["train/grad_norm"] = logs["grad_norm"]
         epoch = self.data.epoch_of(state.global_step)

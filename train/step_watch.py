@@ -42,7 +42,8 @@ class StepWatch:
         self.meter, self.spikes, self.peaks = meter, spikes, MemoryPeaks()
         self.skip_nonfinite, self.logging_steps = skip_nonfinite, logging_steps
         self.learning_rates: dict[str, float] = {}  # by part, that the last step was made with
-        self.grad_norms: dict[str, float] = {}  # by part, of the last step that is logged
+        self._grad_norms: dict[str, float] = {}  # by part, of the last step that is logged
+        self._heard: list[tuple[str, Any]] = []  # part and norm of DeepSpeed's groups, last step
 
     def begin(
         self, packs: Sequence[Sequence[PackedSample]], num_items: Any, wait_seconds: float
@@ -58,11 +59,37 @@ class StepWatch:
         """Take the norm of each part's gradient, before it is clipped. All ranks call this."""
         if not self.is_due(step):
             return
-        self.grad_norms = {}
+        self._grad_norms = {}
         for part, named in trainable_by_part(model).items():
             gradients = [p.grad for _, p in named if p.grad is not None]
             if gradients:  # DeepSpeed holds them elsewhere
-                self.grad_norms[part] = as_number(get_total_norm(gradients))
+                self._grad_norms[part] = as_number(get_total_norm(gradients))
+
+    def listen_to(self, engine: Any) -> None:
+        """Take the norms of parts from DeepSpeed, which steps before anyone else sees a gradient.
+
+        Its optimizer works out the norm of one group after another; ours are of one part each.
+        """
+        optimizer = engine.optimizer
+        inner, parts = optimizer.get_grad_norm_direct, parts_of_groups(optimizer)
+
+        def heard(*args: Any, **kwargs: Any) -> Any:
+            norm = inner(*args, **kwargs)
+            if len(self._heard) == len(parts):  # those of the step before
+                self._heard.clear()
+            self._heard.append((parts[len(self._heard)], norm))
+            return norm
+
+        optimizer.get_grad_norm_direct = heard
+
+    def grad_norms(self) -> dict[str, float]:
+        """Return the norm of each part's gradient at the last step, before clipping."""
+        if not self._heard:
+            return self._grad_norms
+        squares: dict[str, float] = {}
+        for part, norm in self._heard:
+            squares[part] = squares.get(part, 0.0) + float(norm) ** 2
+        return {part: square**0.5 for part, square in squares.items()}
 
     def check(self, model: Any, grad_norm: Any, step: int) -> bool:
         """Return whether the step may be made: its gradient is a number, on all ranks alike.
@@ -115,3 +142,12 @@ class StepWatch:
 def as_number(norm: Any) -> float:
     """Return a norm, also of gradients that are shared out over ranks; all of them call this."""
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def parts_of_groups(optimizer: Any) -> list[str]:
+    """Return the part of each group whose norm DeepSpeed's optimizer works out, in its order."""
+    parts = [str(group["part"]) for group in optimizer.optimizer.param_groups]
+    of_sub_groups = getattr(optimizer, "sub_group_to_group_id", None)  # ZeRO-3 cuts groups up
+    if of_sub_groups is None:
+        return parts
+    return [parts[of_sub_groups[i]] for i in range(len(optimizer.fp16_groups))]

@@ -153,9 +153,9 @@ def test_the_curve_is_that_of_one_process(engine, mode, root):
     assert [line.keys() for line in two] == [line.keys() for line in one]
     for ours, alone in zip(two, one, strict=True):
         for name, value in ours.items():
-            if "nll" in name or name == "train/loss":
+            if "nll" in name or name.startswith("train/loss"):
                 assert value == pytest.approx(alone[name], abs=WORST_LOSS), name
-            if name == "train/grad_norm":
+            if name.startswith("train/grad_norm"):
                 assert value == pytest.approx(alone[name], rel=WORST_NORM)
     assert sorted(losses(root / f"{engine}-{mode}")) == [1, 2, 3]
 
@@ -175,8 +175,8 @@ def test_each_part_keeps_its_learning_rate(engine, mode, root):
             assert len(rates) == parts
             shares = [value / PEAKS[part] for part, value in rates.items()]
             assert shares == pytest.approx([shares[0]] * parts)
-            # warm-up is one step; then a cosine down to a tenth, of which one step is half
-            assert shares[0] == pytest.approx({1: 1.0, 2: 0.55, 3: 0.1}[line["step"]])
+            # one step of warm-up, from 0; then a cosine down to a tenth, of which one step is half
+            assert shares[0] == pytest.approx({1: 0.0, 2: 1.0, 3: 0.55}[line["step"]])
 
 
 @pytest.mark.slow
