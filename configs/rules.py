@@ -37,7 +37,13 @@ AT_LEAST_ZERO = (
     "initializer_range",
     "max_text_loss_increase",
 )
-POSITIVE = ("logit_scale", "rope_theta", "language_temperature")
+POSITIVE = (
+    "logit_scale",
+    "rope_theta",
+    "language_temperature",
+    "peak_tflops",
+    "device_memory_gib",
+)
 REAL = (*SHARES, *SHARES_BELOW_ONE, *AT_LEAST_ZERO, *POSITIVE)  # whole when they are written so
 
 

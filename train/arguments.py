@@ -8,20 +8,13 @@ import torch
 from trl import SFTConfig
 
 from configs.errors import ConfigError
-from configs.schema import Dtype, EngineKind, TrainConfig
+from configs.schema import EngineKind, TrainConfig
+from train.precision import computes_in_bf16 as computes_in_bf16
+from train.ranks import num_ranks as num_ranks
+from train.ranks import rank as rank
+from train.schedule import warmup_steps as warmup_steps
 
 T = TypeVar("T")
-PAPER_WARMUP = 200  # steps; arXiv 2505.08751
-
-
-def num_ranks() -> int:
-    """Return the number of processes of this run."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def rank() -> int:
-    """Return the number of this process in the run."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def gather_objects(value: T) -> list[T]:
@@ -71,8 +64,7 @@ def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> S
         weight_decay=optim.weight_decay,
         max_grad_norm=optim.max_grad_norm,
         optim="adamw_torch_fused",
-        # What trains is held in float32 (train/what_trains.py), beside half precision or not.
-        bf16=config.engine.bf16 or config.model.dtype is not Dtype.float32,
+        bf16=computes_in_bf16(config),
         gradient_checkpointing=config.engine.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         use_cpu=on_cpu,
@@ -98,11 +90,6 @@ def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> S
     # More GPUs are for torchrun: nn.DataParallel would cut packs in pieces.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-def warmup_steps(wanted: int | None, num_steps: int) -> int:
-    """Return the steps over which learning rates rise from 0 to their peak."""
-    return min(wanted, num_steps) if wanted is not None else min(PAPER_WARMUP, num_steps // 10)
 
 
 def max_learning_rate(config: TrainConfig) -> float:

@@ -42,7 +42,7 @@ PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
     (r"RTX 4090", 165.0),
     (r"MI300X", 1307.0),
 )
-# Linear layers that read what enters a layer of the decoder or tower, in families of train/parts.py.
+# Linear layers that read what enters a layer of decoder or tower, in families of train/parts.py.
 READS_INPUT = ("q_proj", "k_proj", "v_proj")
 READS_NORMED = ("gate_proj", "up_proj", "fc1")  # the layer's input too, where both run in parallel
 

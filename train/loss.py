@@ -69,7 +69,13 @@ def supervised_losses(
     """
     targets = labels[:, 1:]
     chosen = targets != IGNORED
-    states, wanted = hidden[:, :-1][chosen], targets[chosen]
+    return chunked_losses(hidden[:, :-1][chosen], targets[chosen], head, logit_scale)
+
+
+def chunked_losses(
+    states: torch.Tensor, wanted: torch.Tensor, head: torch.Tensor, logit_scale: float
+) -> torch.Tensor:
+    """Return [S] nats of the tokens `wanted` [S] after `states` [S, D], in chunks of logits."""
     needs_grad = torch.is_grad_enabled() and (states.requires_grad or head.requires_grad)
     chunks = []
     for part, want in zip(states.split(CHUNK), wanted.split(CHUNK), strict=True):

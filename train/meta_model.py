@@ -17,11 +17,13 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from configs.schema import EngineKind, ModelConfig, ModelKind, TrainConfig, VisionTowerConfig
+from configs.schema import ModelConfig, ModelKind, TrainConfig, VisionTowerConfig
 from data.processor import load
 from train.attention import set_attention
 from train.build_model import build_decoder
 from train.loss import add_token_losses
+from train.memory import SHARES
+from train.precision import computes_in_bf16
 from train.what_trains import PartRow, hold_in_float32, set_what_trains
 
 META = torch.device("meta")
@@ -48,7 +50,10 @@ def empty_model(
         add_token_losses(model)
         # Here as well: PEFT makes adapters on the device that is the default.
         model, table = set_what_trains(model, config.stage.parts, config.adapter)
-    if config.engine.kind not in (EngineKind.zero2, EngineKind.zero3):  # they keep their own copies
+    if SHARES[config.engine.kind.value].is_deepspeed:
+        # It computes in one dtype over float32 copies of its own.
+        model = model.to(torch.bfloat16 if computes_in_bf16(config) else torch.float32)
+    else:
         hold_in_float32(model, config.stage.parts)
     return model, table
 
