@@ -35,6 +35,7 @@ DECODERS: dict[str, tuple[Any, dict[str, Any]]] = {
         ),
     ),
 }
+PROJECTOR = {"8b": 28_672, "32b": 49_152}  # rows before the SwiGLU: the paper's 190 M and 428 M
 TOWER = dict(
     hidden_size=1152,
     intermediate_size=4304,
@@ -68,7 +69,7 @@ def make_folders(root: Path, size: str) -> dict[str, Path]:
         vision_config=SiglipVisionConfig(**TOWER, image_size=364, vision_use_head=False),
         text_config=text,
         image_token_index=processor.image_token_id,
-        alignment_intermediate_size=7 * text.hidden_size,
+        alignment_intermediate_size=PROJECTOR[size],
         tie_word_embeddings=True,
     ).save_pretrained(folders["vlm"])
     return folders
