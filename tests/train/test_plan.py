@@ -17,7 +17,8 @@ from pico_runs import FAST, LEARN, SCENES, SHAPES, TEXT, TOWER, vlm
 from configs.command import load_config
 from configs.errors import ConfigError
 from data.build import build_training_data
-from train.memory import total_bytes
+from train.flops import flop_shape
+from train.memory import estimate_memory, optimizer_bytes, total_bytes
 from train.meta_model import empty_model
 from train.packs_ahead import heaviest_pack, num_epochs
 from train.plan import plan_run, planned_ranks
@@ -94,12 +95,13 @@ def test_an_experiment_fits_its_devices(
 
 @pytest.mark.slow
 def test_an_8b_plan_is_quick_and_allocates_nothing(big: Any, tmp_path: Path) -> None:
-    """In seconds of one idle core, told by how long `import torch` takes now: 2.1 of them then.
+    """In seconds of this machine when idle, where `import torch` takes 2.1 of a core's time.
 
-    Measured: 4.2 to 4.8 times that under load; its largest memory 0.75 GB for 17 GB of weights.
+    Measured beside other work: 8.3 to 9.6 such seconds, 7 of them imports of libraries; 0.75 GB at
+    most for a model of 20 GB.
     """
     overrides = experiment("aya_vision_8b_sft_lora", big)
-    script = tmp_path / "train.py"
+    script = tmp_path / "script.py"
     command = [*overrides, f"output_dir={tmp_path}/run", "dry_run=true"]
     script.write_text(
         "import resource, sys\n"
@@ -110,7 +112,7 @@ def test_an_8b_plan_is_quick_and_allocates_nothing(big: Any, tmp_path: Path) -> 
     )
     importing = _cpu_seconds(["-c", "import torch"])[0]
     seconds, told = _cpu_seconds([str(script), *command])
-    assert seconds * 2.1 / importing < 15, (seconds, importing)
+    assert seconds * 2.1 / importing < 12, (seconds, importing)
     assert number(r"peak (\d+)", told) * 1024 < 1.5e9
     assert number(r"in all +([\d.]+) GiB", told) > 20
     assert not (tmp_path / "run").exists()
@@ -264,14 +266,10 @@ def test_many_epochs_are_not_packed_to_be_counted() -> None:
 def test_the_heaviest_pack_can_be_tried(name: str) -> None:
     config: Any = load_config("train", [*FAST, *MODELS[name], "engine.gradient_checkpointing=true"])
     renderer, data = build_training_data(config.model, config.data, seed=0)
-    from train.flops import flop_shape
-
     shape = flop_shape(empty_model(config, renderer.processing_class)[0])
     heavy = heaviest_pack(config.data, data, shape, renderer.processing_class)
     cpu = torch.device("cpu")
     tried = measure_worst_pack(config, renderer.processing_class, heavy, cpu)
-    from train.memory import estimate_memory, optimizer_bytes
-
     lines = estimate_memory(
         empty_model(config, renderer.processing_class)[0],
         heavy.shape,
