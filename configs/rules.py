@@ -41,7 +41,14 @@ AT_LEAST_ZERO = (
     "initializer_range",
     "max_text_loss_increase",
 )
-POSITIVE = ("logit_scale", "rope_theta", "language_temperature", "spike_deviations")
+POSITIVE = (
+    "logit_scale",
+    "rope_theta",
+    "language_temperature",
+    "spike_deviations",
+    "peak_tflops",
+    "device_memory_gib",
+)
 REAL = (*SHARES, *SHARES_BELOW_ONE, *AT_LEAST_ZERO, *POSITIVE)  # whole when they are written so
 
 

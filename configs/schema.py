@@ -295,6 +295,12 @@ class EngineConfig(ThreadsConfig):
     bf16: bool = (
         False  # compute in bfloat16 (autocast) over float32 weights; so too if dtype is half
     )
+    peak_tflops: float | None = (
+        None  # a device's dense bfloat16 TFLOP/s, for MFU and the plan; null: its datasheet's
+    )
+    # What dry_run plans for where the devices are not at hand:
+    plan_ranks: int | None = None  # processes; null, or under torchrun: those that were started
+    device_memory_gib: float | None = None  # of a device; read only where there is no GPU
 
 
 @dataclass

@@ -9,20 +9,12 @@ import torch
 from trl import SFTConfig
 
 from configs.errors import ConfigError
-from configs.schema import DEEPSPEED, Dtype, EngineKind, TrainConfig
+from configs.schema import DEEPSPEED, EngineKind, TrainConfig
+from train.precision import computes_in_bf16
+from train.ranks import num_ranks
+from train.schedule import warmup_steps
 
 T = TypeVar("T")
-PAPER_WARMUP = 200  # steps; arXiv 2505.08751
-
-
-def num_ranks() -> int:
-    """Return the number of processes of this run."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def rank() -> int:
-    """Return the number of this process in the run."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def device_of_rank() -> torch.device:
@@ -30,14 +22,6 @@ def device_of_rank() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def computes_in_bf16(config: TrainConfig) -> bool:
-    """Whether forward and backward run under autocast.
-
-    What trains is held in float32 (train/what_trains.py), beside half precision or not.
-    """
-    return config.engine.bf16 or config.model.dtype is not Dtype.float32
 
 
 def gather_objects(value: T) -> list[T]:
@@ -139,11 +123,6 @@ def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> G
     # More GPUs are for torchrun: nn.DataParallel would cut packs in pieces.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-def warmup_steps(wanted: int | None, num_steps: int) -> int:
-    """Return the steps over which learning rates rise from 0 to their peak."""
-    return min(wanted, num_steps) if wanted is not None else min(PAPER_WARMUP, num_steps // 10)
 
 
 def max_learning_rate(config: TrainConfig) -> float:

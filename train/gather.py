@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from train import fsdp
-from train.arguments import rank
+from train.ranks import rank
 
 
 def gather_weights(model: Any) -> None:

@@ -18,7 +18,7 @@ from configs.command import run_command
 
 def main() -> None:
     """Run with the command line's overrides."""
-    run_command("train", "train.run:train")
+    run_command("train", "train.start:start")
 
 
 if __name__ == "__main__":

@@ -6,42 +6,38 @@ from typing import Any
 
 import torch
 
-from configs.schema import DEEPSPEED, EngineKind, NonFinite, Quantization, TrainConfig
-from data.balance import describe_balance, step_balance
-from data.build import TrainingData, build_training_data, describe_samples
+from configs.schema import EngineKind, NonFinite, Quantization, TrainConfig
+from data.build import TrainingData, build_training_data
 from train import fsdp
-from train.arguments import (
-    build_arguments,
-    check_ranks,
-    computes_in_bf16,
-    device_of_rank,
-    num_ranks,
-    rank,
-)
+from train.arguments import build_arguments, check_ranks
 from train.attention import check_attention
-from train.build import build_model
 from train.callbacks import RunCallback
 from train.card import model_card
 from train.evaluation import HeldOut
 from train.export import export_model
 from train.gather import gather_weights
 from train.held_out import prepare_held_out
-from train.loss import add_token_losses, check_against_text_class
 from train.meter import Meter
+from train.plan import log_data, plan_run
+from train.prepare import on_original_weights, prepare_model
 from train.process import set_up_process
-from train.quantize import quantize, take_trained
+from train.ranks import num_ranks, rank
 from train.run_folder import RunFolder, to_plain
+from train.schedule import planned_steps
 from train.stability import SpikeWatch
 from train.step_watch import StepWatch
 from train.tracking import Tracker, start_tracker, truncate_metrics
 from train.trainer import GraftTrainer, newest_checkpoint, step_of
-from train.what_trains import PartRow, format_table, hold_in_float32, set_what_trains
+from train.what_trains import PartRow, format_table
 
 log = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig) -> None:
     """Train the stage that `config` describes, or go on with it, and export the result."""
+    if config.dry_run:
+        plan_run(config)
+        return
     set_up_process(config.engine.num_threads, config.seed)
     check_ranks(config)
     check_attention(config.model.attn_implementation)
@@ -56,84 +52,13 @@ def train(config: TrainConfig) -> None:
     processing_class = renderer.processing_class
     model, table = prepare_model(config, processing_class)
     num_steps = planned_steps(config, data)
-    log_plan(config, data, table, num_steps)
-    if config.dry_run:
-        log.info("dry_run=true: nothing was trained and nothing was written")
-        return
+    log_data(config, data, num_steps, num_ranks(), None)
+    log.info("stage %s: what trains\n%s", config.stage.name, format_table(table))
     if rank() == 0:
         folder.open(config)
         folder.check_data(data.fingerprint())
         data.ledger.write(folder.rows, held_out.left_out)
     run_stage(config, folder, model, table, processing_class, data, held_out, num_steps)
-
-
-def planned_steps(config: TrainConfig, data: TrainingData) -> int:
-    """Return the optimizer steps of the run."""
-    if config.optim.max_steps is not None:
-        return config.optim.max_steps
-    assert data.plan is not None  # streaming requires max_steps
-    return data.plan.num_steps(config.optim.num_epochs)
-
-
-def prepare_model(config: TrainConfig, processing_class: Any) -> tuple[Any, list[PartRow]]:
-    """Return the model with our loss, checked, and the table of what trains."""
-    # With FSDP2 rank 0 alone reads a VLM and gives the others their parts: not every process of a
-    # machine holds all of it at once.
-    empty = config.engine.kind is EngineKind.fsdp2 and rank() > 0
-    half = computes_in_bf16(config)
-    model = build_model(config.model, processing_class, half=half, empty=empty)
-    add_token_losses(model)
-    if model.device.type != "meta":
-        check_against_text_class(model)
-    if config.adapter.quantization is Quantization.nf4:
-        quantize_decoder(config, model)
-    model, table = set_what_trains(model, config.stage.parts, config.adapter)
-    if config.engine.kind not in DEEPSPEED:  # it keeps float32 copies of its own
-        hold_in_float32(model, config.stage.parts)
-    return model, table
-
-
-def quantize_decoder(config: TrainConfig, model: Any) -> None:
-    """Hold the decoder's linear layers in 4 bits, on the device of this process."""
-    decoder = getattr(model.model, "language_model", model.model)
-    dtype = torch.bfloat16 if computes_in_bf16(config) else torch.float32
-    num_layers = quantize(decoder, device=device_of_rank(), compute_dtype=dtype)
-    log.info("%d linear layers of the decoder are held in 4 bits (nf4)", num_layers)
-
-
-def on_original_weights(config: TrainConfig, model: Any, processing_class: Any) -> Any:
-    """Return the trained model over a decoder that was not quantized, to be exported.
-
-    The adapter was trained over 4-bit weights, and what was measured is those; over the weights
-    they were made of it answers slightly otherwise.
-    """
-    log.info(
-        "adapter.quantization: the export folds the adapter into the weights as they were loaded, "
-        "not into their 4-bit copies that it was trained and measured with"
-    )
-    original = build_model(config.model, processing_class)
-    original, _ = set_what_trains(original, config.stage.parts, config.adapter)
-    return take_trained(original, model)
-
-
-def log_plan(config: TrainConfig, data: TrainingData, table: list[PartRow], num_steps: int) -> None:
-    """Log what is trained on, what trains, and for how long."""
-    steps = f"{num_steps} steps of {config.data.packs_per_step} packs"
-    ranks = f"{num_ranks()} rank(s), {config.data.packs_per_step // num_ranks()} accumulation steps"
-    if data.plan is None or data.samples is None:
-        log.info("data is streamed: %s\n%s; %s", ", ".join(config.data.sources), steps, ranks)
-    else:
-        plan = data.plan
-        log.info("data\n%s", describe_samples(data.samples, plan.weights, data.ledger))
-        log.info(
-            "%s (%.2f epochs of %d steps); %s\n%s",
-            steps,
-            plan.epoch_of(num_steps),
-            plan.num_steps(1),
-            ranks,
-            describe_balance(step_balance(plan, num_ranks=num_ranks())),
-        )
-    log.info("stage %s: what trains\n%s", config.stage.name, format_table(table))
 
 
 def run_stage(

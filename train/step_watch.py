@@ -16,9 +16,10 @@ from torch.nn.utils import get_total_norm
 
 from configs.errors import TrainingError
 from data.batches import PackedSample
-from train.arguments import gather_objects, rank
+from train.arguments import gather_objects
 from train.memory_peaks import MemoryPeaks
 from train.meter import Meter
+from train.ranks import rank
 from train.stability import (
     SpikeWatch,
     describe,

@@ -216,8 +216,9 @@ def train_ours(folder: Path, size: Size, mode: str, clock: Clock) -> tuple[Any, 
     """Train with this project; return the model and the number of samples of the timed steps."""
     from configs.command import load_config
     from data.build import build_training_data
+    from train.prepare import prepare_model
     from train.process import set_up_process
-    from train.run import build_trainer, prepare_model
+    from train.run import build_trainer
 
     config = load_config("train", [
         "model=vlm", f"model.path={folder / 'model'}", f"model.dtype={size.dtype}",

@@ -20,7 +20,7 @@ from train.build_model import load_vlm
 from train.export import export_model
 from train.held_out import prepare_held_out
 from train.parts import map_names
-from train.run import prepare_model
+from train.prepare import prepare_model
 
 FP32 = torch.float32
 OUTSIDE = """

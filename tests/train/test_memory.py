@@ -1,117 +1,144 @@
-"""What saves memory changes no number: checkpointing, offloading; bfloat16 changes it little."""
+"""The estimate of memory against what torch's CPU allocator gave out in real steps."""
 
+import gc
 from typing import Any
 
 import pytest
 import torch
-from pico_runs import LEARN, MIXED, losses, make_trainer, run, same_weights, vlm
-from transformers.models.cohere2.modeling_cohere2 import Cohere2MLP
+from pico_runs import FAST, SCENES
+from torch.profiler import ProfilerActivity, profile
 
-import train.trainer
 from configs.command import load_config
-from configs.errors import ConfigError
-from train.offload import offloading
+from configs.schema import EngineKind
+from data.batches import SAMPLES, make_batch
+from data.build import build_training_data
+from train.activations import PackShape
+from train.memory import SHARES, Line, estimate_memory, total_bytes
+from train.meta_model import empty_model
+from train.prepare import prepare_model
 
-STEPS = [*MIXED, *LEARN, "optim.max_steps=3", "evaluation.eval_on_start=false"]
-STEPS += ["evaluation.max_rows=1", "evaluation.generate=false", "data.sources.scenes.num_rows=6"]
-CHECKPOINTING = "engine.gradient_checkpointing=true"
-STAGES = {"full": ["stage=scratch"], "lora": ["stage=sft_lora", "adapter.r=4"]}
-
-
-@pytest.fixture(scope="module")
-def plain(pipeline, tmp_path_factory) -> dict[str, Any]:
-    """{mode: a run that keeps every activation}"""
-    root = tmp_path_factory.mktemp("plain")
-    return {
-        mode: run(*vlm(pipeline.align), *STEPS, *stage, f"output_dir={root}/{mode}")
-        for mode, stage in STAGES.items()
-    }
-
-
-def same_run(one: Any, two: Any) -> bool:
-    return losses(one) == losses(two) and same_weights(one / "export", two / "export")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", STAGES)
-def test_gradient_checkpointing_changes_no_bit(mode, plain, pipeline, tmp_path, monkeypatch):
-    """Recomputed activations are the same numbers, of parts that train and of those that do not."""
-    inner, called = Cohere2MLP.forward, []
-
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        called.append(torch.is_grad_enabled())
-        return inner(self, x)
-
-    monkeypatch.setattr(Cohere2MLP, "forward", forward)
-    command = [*vlm(pipeline.align), *STEPS, *STAGES[mode], f"output_dir={tmp_path}"]
-    assert same_run(run(*command, CHECKPOINTING), plain[mode])
-    assert called.count(True) == 2 * 3 * 2 * 4  # twice each: of steps, packs, layers
+MID = [  # 34 M parameters
+    "model.decoder.vocab_size=4000",
+    "model.decoder.hidden_size=512",
+    "model.decoder.intermediate_size=1536",
+    "model.decoder.num_hidden_layers=8",
+    "model.decoder.num_attention_heads=8",
+    "model.decoder.num_key_value_heads=4",
+    "model.vision_tower.hidden_size=256",
+    "model.vision_tower.intermediate_size=768",
+    "model.vision_tower.num_hidden_layers=6",
+]
+CHECKPOINTING, BF16 = "engine.gradient_checkpointing=true", "engine.bf16=true"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", STAGES)
-def test_activation_offloading_changes_no_bit(mode, plain, pipeline, tmp_path, monkeypatch):
-    """Every tensor that backward needs goes out and comes back, however small."""
-    moved: list[int] = []
+def allocated(config: Any, processing_class: Any, batch: dict[str, Any]) -> float:
+    """Most bytes held in the second step of two micro-batches, as the allocator counts."""
+    model, _ = prepare_model(config, processing_class)
+    model.train()
+    if config.engine.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        if hasattr(model, "peft_config"):
+            model.enable_input_require_grads()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, fused=True)
 
-    def all_of_them() -> Any:
-        context = offloading(smallest=1)
-        inner = context.pack_hook
-        context.pack_hook = lambda tensor: moved.append(tensor.numel()) or inner(tensor)
-        return context
+    def step() -> None:
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.engine.bf16):
+                loss = model(**batch, token_losses=True).sum()
+            loss.backward()
+            del loss
+        optimizer.step()
+        optimizer.zero_grad()
 
-    monkeypatch.setattr(train.trainer, "offloading", all_of_them)
-    command = [*vlm(pipeline.align), *STEPS, *STAGES[mode], f"output_dir={tmp_path}"]
-    offloaded = run(*command, CHECKPOINTING, "engine.activation_offloading=true")
-    assert same_run(offloaded, plain[mode])
-    assert moved
-
-
-def test_offloading_moves_large_tensors_and_no_parameters():
-    kept = []
-    context = offloading(smallest=64)
-    inner = context.pack_hook
-
-    def look(tensor: torch.Tensor) -> Any:
-        kept.append(inner(tensor))
-        return kept[-1]
-
-    context.pack_hook = look
-    weight = torch.nn.Parameter(torch.randn(8, 8))
-    large, small = torch.randn(8, 8, requires_grad=True), torch.randn(2, requires_grad=True)
-    with context:
-        result = (large @ weight).exp().sum() + (small * small).sum()
-    moved = [item for item in kept if isinstance(item, tuple)]
-    assert [host.shape for _, host in moved] == [(8, 8), (8, 8)]  # of matmul and of exp
-    assert all(host.device.type == "cpu" and host is not large for _, host in moved)
-    result.backward()
-    expected = torch.autograd.grad((large @ weight).exp().sum(), weight)[0]
-    assert torch.equal(weight.grad, expected)
+    step()
+    gc.collect()
+    moments = [value for of_one in optimizer.state.values() for value in of_one.values()]
+    held = [*model.parameters(), *model.buffers(), *batch.values(), *moments]
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in held}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events: Any = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return sum(storages.values()) + most
 
 
-def test_offloading_without_checkpointing_is_refused():
-    with pytest.raises(ConfigError, match=r"set engine\.gradient_checkpointing=true too"):
-        load_config("train", ["engine.activation_offloading=true"])
+# Measured in 22 cases of pico models (all stages, both options on and off, float32 and bfloat16):
+# the estimate is 0.99 to 1.05 of what was given out, and 1.00 of the mid-size model.
+CASES = {
+    "scratch": ["stage=scratch"],
+    "sft-checkpointing-bf16": ["stage=sft", CHECKPOINTING, BF16],
+    "lora-half": ["stage=sft_lora", "model.dtype=bfloat16", BF16],
+    "align": ["stage=align", CHECKPOINTING],
+    "mid-lora-checkpointing": [*MID, "stage=sft_lora", CHECKPOINTING],
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", STAGES)
-def test_bfloat16_stays_near_float32(mode, plain, pipeline, tmp_path):
-    """Autocast rounds what is computed; weights, their steps and what AdamW keeps are float32."""
-    command = [*vlm(pipeline.align), *STEPS, *STAGES[mode], "engine.bf16=true"]
-    trainer = make_trainer(*command, f"output_dir={tmp_path}/looked_at")
-    trainer.train()
-    assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
-    moments = [
-        value
-        for state in trainer.optimizer.state.values()
-        for value in state.values()
-        if value.ndim
-    ]
-    assert {value.dtype for value in moments} == {torch.float32}
-    found = {line["step"]: line["loss"] for line in trainer.state.log_history if "loss" in line}
-    expected = losses(plain[mode])
-    assert found.keys() == expected.keys()
-    assert found != expected
-    worst = max(abs(found[step] - expected[step]) for step in found)
-    assert worst < 1e-3, worst  # nats, of 5.8; measured 1.3e-4
+@pytest.mark.parametrize("name", CASES)
+def test_the_estimate_is_what_is_taken(name: str) -> None:
+    overrides = [*FAST, *SCENES, "data.max_tokens=512", "data.packs_per_step=1", *CASES[name]]
+    config: Any = load_config("train", overrides)
+    renderer, data = build_training_data(config.model, config.data, seed=0)
+    samples = [data.samples.sample(number) for number in data.plan.pack(0)]
+    batch = make_batch(samples, renderer.processing_class.image_processor)
+    del batch[SAMPLES]
+    pack = PackShape(
+        num_tokens=batch["input_ids"].numel(),
+        num_supervised=int((batch["labels"][:, 1:] != -100).sum()),
+        num_tiles=len(batch["pixel_values"]),
+    )
+    lines = estimate_memory(
+        empty_model(config, renderer.processing_class)[0],
+        pack,
+        engine="ddp",
+        num_ranks=1,
+        gradient_checkpointing=config.engine.gradient_checkpointing,
+        bf16=config.engine.bf16,
+    )
+    ratio = total_bytes(lines) / allocated(config, renderer.processing_class, batch)
+    assert 0.9 < ratio < 1.1, ratio
+
+
+def estimate(*, engine: str, ranks: int, bf16: bool = False) -> dict[str, float]:
+    config: Any = load_config("train", [*FAST, *SCENES, "stage=sft", f"engine.bf16={bf16}"])
+    renderer, _ = build_training_data(config.model, config.data, seed=0)
+    if engine in EngineKind.__members__:
+        config.engine.kind = EngineKind[engine]
+    model, _ = empty_model(config, renderer.processing_class)
+    lines: list[Line] = estimate_memory(
+        model,
+        PackShape(256, 40, 4),
+        engine=engine,
+        num_ranks=ranks,
+        gradient_checkpointing=False,
+        bf16=bf16,
+    )
+    return {line.what: line.num_bytes for line in lines}
+
+
+def test_engines_share_out_what_they_say() -> None:
+    one = estimate(engine="ddp", ranks=1)
+    ddp, zero2, zero3, fsdp2 = (
+        estimate(engine=name, ranks=4) for name in ("ddp", "zero2", "zero3", "fsdp2")
+    )
+    assert "engine" not in one and ddp["engine"] == one["gradients"]
+    assert ddp["weights"] == zero2["weights"] == one["weights"] == 4 * zero3["weights"]
+    assert zero2["gradients"] == fsdp2["gradients"] == one["gradients"] / 4
+    assert zero2["optimizer"] == zero3["optimizer"] == 1.5 * one["optimizer"] / 4
+    assert fsdp2["weights"] == one["weights"] / 4 and fsdp2["optimizer"] == one["optimizer"] / 4
+    assert zero3["gathered"] == one["weights"]  # all of a small model
+
+
+def test_deepspeed_computes_in_bfloat16_over_float32_copies() -> None:
+    whole, half = (estimate(engine="zero2", ranks=2, bf16=bf16) for bf16 in (False, True))
+    assert half["weights"] == whole["weights"] / 2 and half["gradients"] == whole["gradients"] / 2
+    assert half["optimizer"] == whole["optimizer"]
+
+
+def test_every_engine_has_its_shares() -> None:
+    assert {kind.value for kind in EngineKind} <= set(SHARES)

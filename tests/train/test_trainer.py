@@ -13,8 +13,9 @@ from transformers import TrainerCallback
 from configs.command import load_config
 from configs.errors import ConfigError
 from data.batches import load_pixels
-from train.arguments import check_ranks, warmup_steps
+from train.arguments import check_ranks
 from train.build_model import load_vlm
+from train.schedule import warmup_steps
 from train.trainer import newest_checkpoint, step_of
 
 WORST_LOSS = 2e-6  # nats; measured 4.8e-7
