@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from data.batches import PackedSample
+from train.flops import FlopShape, flops_of_pack
 
 COUNTED = ("tokens", "supervised_tokens", "tiles", "images", "samples")
 
@@ -134,6 +135,16 @@ class Meter:
     def load_states(self, states: Sequence[dict[str, Any]]) -> None:
         """Take up the states of ranks that this one stands for."""
         self.counts = add_counts([Counts(**state) for state in states])
+
+
+def flops_of(shape: FlopShape, pack: Sequence[PackedSample]) -> float:
+    """Return the floating-point operations of a pack; what is computed twice counts once."""
+    return flops_of_pack(
+        shape,
+        [sample.num_tokens for sample in pack],
+        sum(sample.num_supervised for sample in pack),
+        sum(sample.num_tiles for sample in pack),
+    )
 
 
 def add_counts(counts: Sequence[Counts]) -> Counts:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,15 +10,16 @@ import torch
 from configs.schema import EngineKind, NonFinite, Quantization, TrainConfig
 from data.build import TrainingData, build_training_data
 from train import fsdp
-from train.arguments import build_arguments, check_ranks
+from train.arguments import build_arguments, check_ranks, device_of_rank
 from train.attention import check_attention
 from train.callbacks import RunCallback
 from train.card import model_card
 from train.evaluation import HeldOut
 from train.export import export_model
+from train.flops import flop_shape, peak_flops
 from train.gather import gather_weights
 from train.held_out import prepare_held_out
-from train.meter import Meter
+from train.meter import Meter, flops_of
 from train.plan import log_data, plan_run
 from train.prepare import on_original_weights, prepare_model
 from train.process import set_up_process
@@ -89,6 +91,7 @@ def run_stage(
         eval_on_start=config.evaluation.eval_on_start,
         eval_steps=config.evaluation.eval_steps,
         generate=config.evaluation.generate,
+        peak_flops=peak_flops(config.engine.peak_tflops, device_of_rank()),
     )
     trainer = build_trainer(config, model, table, processing_class, data, num_steps, [callback])
     callback.trainer = trainer
@@ -140,14 +143,14 @@ def build_trainer(
         num_steps=num_steps,
         learning_rates={row.part: row.learning_rate for row in table},
         callbacks=callbacks,
-        watch=build_watch(config),
+        watch=build_watch(config, model),
     )
 
 
-def build_watch(config: TrainConfig) -> StepWatch:
+def build_watch(config: TrainConfig, model: Any) -> StepWatch:
     """Return what watches the steps of this rank."""
     return StepWatch(
-        Meter(max_tokens=config.data.max_tokens),
+        Meter(max_tokens=config.data.max_tokens, flops_of=partial(flops_of, flop_shape(model))),
         SpikeWatch(config.optim.spike_deviations),
         skip_nonfinite=config.optim.on_nonfinite is NonFinite.skip,
         logging_steps=config.tracker.logging_steps,

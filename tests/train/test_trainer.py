@@ -1,5 +1,6 @@
 """The trainer against naive arithmetic: global-batch mean, groups, schedule, checkpoints."""
 
+import json
 from math import cos, pi
 from typing import Any
 
@@ -10,11 +11,13 @@ from pico_runs import MIXED, make_trainer, metrics, run, vlm, weights
 from torch.nn import functional
 from transformers import TrainerCallback
 
+import train.callbacks
 from configs.command import load_config
 from configs.errors import ConfigError
 from data.batches import load_pixels
 from train.arguments import check_ranks
 from train.build_model import load_vlm
+from train.flops import flop_shape, flops_of_pack
 from train.schedule import warmup_steps
 from train.trainer import newest_checkpoint, step_of
 
@@ -107,6 +110,40 @@ def test_losses_by_source_and_language_are_those_of_their_rows(pipeline, tmp_pat
     for key, values in groups.items():
         wanted = torch.cat(values).mean().item()
         assert found[f"train/loss/{key}"] == pytest.approx(wanted, abs=WORST_LOSS)
+
+
+@pytest.mark.slow
+def test_mfu_counts_the_work_of_all_packs_and_the_wait_for_them(pipeline, tmp_path, monkeypatch):
+    """Where the peak of the device is given; and none is told where nobody knows it."""
+    overrides = [
+        *vlm(pipeline.align), *MIXED, "stage=sft", "optim.max_steps=2", "evaluation.generate=false",
+        "evaluation.eval_on_start=false", "tracker.logging_steps=2",
+    ]  # fmt: skip
+    counts = []
+    inner = train.callbacks.metrics_of
+    monkeypatch.setattr(
+        train.callbacks, "metrics_of", lambda told, **k: counts.extend(told) or inner(told, **k)
+    )
+    folder = run(*overrides, "engine.peak_tflops=0.001", f"output_dir={tmp_path}/run")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    told = next(line for line in lines if "train/loss" in line)
+    trainer = make_trainer(*overrides, f"output_dir={tmp_path}/other")
+    shape = flop_shape(trainer.model)
+    wanted = 0.0
+    for index in range(2 * trainer.plan.packs_per_step):
+        samples = [trainer.samples[i] for i in trainer.plan.pack(index)]
+        wanted += flops_of_pack(
+            shape, [s.num_tokens for s in samples],
+            sum(int(s.supervised.sum()) for s in samples), sum(sum(s.num_tiles) for s in samples),
+        )  # fmt: skip
+    (count,) = counts
+    assert count.flops == pytest.approx(wanted)
+    assert told["perf/mfu"] == pytest.approx(wanted / (count.seconds * 1e9))
+    assert count.data_wait_seconds < count.seconds
+    if not torch.cuda.is_available():
+        monkeypatch.undo()
+        without = run(*overrides, f"output_dir={tmp_path}/without")
+        assert "perf/mfu" not in (without / "metrics.jsonl").read_text()
 
 
 def test_no_sample_supervises_its_first_token(pipeline, tmp_path):
