@@ -14,6 +14,7 @@ from train.attention import check_attention
 from train.build import build_model
 from train.callbacks import RunCallback
 from train.card import model_card
+from train.checkpoints import newest_checkpoint, step_of
 from train.evaluation import HeldOut
 from train.export import export_model, gather_weights
 from train.held_out import prepare_held_out
@@ -21,7 +22,7 @@ from train.loss import add_token_losses, check_against_text_class
 from train.process import set_up_process
 from train.run_folder import RunFolder, to_plain
 from train.tracking import Tracker, start_tracker, truncate_metrics
-from train.trainer import GraftTrainer, newest_checkpoint, step_of
+from train.trainer import GraftTrainer
 from train.what_trains import PartRow, format_table, hold_in_float32, set_what_trains
 
 log = logging.getLogger(__name__)

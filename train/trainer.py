@@ -4,7 +4,6 @@ Everything else (devices, engines, accumulation, schedule, resume) is TRL's, tra
 accelerate's.
 """
 
-import json
 import shutil
 import time
 from pathlib import Path
@@ -30,13 +29,10 @@ from data.loader import (
     take_first,
     told_by_worker,
 )
-from data.packs import States
 from train.build_model import load_weights
+from train.checkpoints import STAGING, read_states, step_of, write_states
 from train.parts import Part
 from train.what_trains import trainable_by_part
-
-STREAMS = "stream-{rank}.json"  # where the slots of a rank stand, in a checkpoint
-STAGING = ".writing"  # a checkpoint that is not whole yet; never resumed from
 
 
 class GraftTrainer(SFTTrainer):
@@ -220,33 +216,3 @@ class GraftTrainer(SFTTrainer):
 def _described() -> Dataset:
     """Return one row in the form TRL looks at to learn that tokens and labels are made already."""
     return Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]})
-
-
-def write_states(checkpoint: Path, rank: int, states: States) -> None:
-    """Write where this rank's streams stand; a planned run needs nothing."""
-    if states:
-        path = checkpoint / STREAMS.format(rank=rank)
-        path.write_text(json.dumps(states), encoding="utf-8")
-
-
-def read_states(checkpoint: Path) -> States:
-    """Return where the streams of all ranks stood."""
-    found: States = {}
-    for path in sorted(checkpoint.glob(STREAMS.format(rank="*"))):
-        found |= json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """Return the whole checkpoint with the highest step, or None."""
-    found = [
-        path
-        for path in run_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if path.name.rsplit("-", 1)[-1].isdigit() and (path / "trainer_state.json").is_file()
-    ]
-    return max(found, key=step_of, default=None)
-
-
-def step_of(checkpoint: Path) -> int:
-    """Return the optimizer step at which a checkpoint was written."""
-    return int(checkpoint.name.rsplit("-", 1)[-1])
