@@ -14,7 +14,7 @@ from configs.errors import ConfigError
 from data.batches import load_pixels
 from train.arguments import check_ranks, warmup_steps
 from train.build_model import load_vlm
-from train.trainer import newest_checkpoint, step_of
+from train.checkpoints import newest_checkpoint, step_of
 
 WORST_LOSS = 2e-6  # nats; measured 4.8e-7
 WORST_GRADIENT = 5e-6  # share of the largest gradient of a tensor; measured 8.4e-7
