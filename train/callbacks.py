@@ -115,6 +115,7 @@ class RunCallback(TrainerCallback):
         metrics = {f"eval/{name}": value for name, value in flat_metrics(results).items()}
         metrics["perf/evaluation_seconds"] = time.perf_counter() - start
         self.tracker.log(metrics, step)
+        self.trainer.measured(metrics, step)
         if self.tracker.path is not None:
             path = self.folder.evaluation / f"step-{step:06d}.json"
             path.write_text(

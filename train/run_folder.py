@@ -23,6 +23,8 @@ FREE = (
     "output_dir",
     "tracker",
     "checkpoint",
+    "export",
+    "engine.kind",  # what a checkpoint holds decides: train/checkpoints.py
     "evaluation",
     "engine.num_threads",
     "engine.gradient_checkpointing",

@@ -4,7 +4,8 @@ Everything else (devices, engines, accumulation, schedule, resume) is TRL's, tra
 accelerate's.
 """
 
-import shutil
+import json
+import logging
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -14,10 +15,10 @@ from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer import TRAINING_ARGS_NAME
 from trl import SFTConfig, SFTTrainer
 
-from configs.errors import DataError
+from configs.errors import CheckpointError, DataError, DiskError
 from data.batches import BAD_ROWS
 from data.build import TrainingData
 from data.ledger import BadRow
@@ -29,10 +30,28 @@ from data.loader import (
     take_first,
     told_by_worker,
 )
+from train.arguments import gather_objects
 from train.build_model import load_weights
-from train.checkpoints import STAGING, read_states, step_of, write_states
+from train.checkpoints import (
+    RANDOM,
+    STAGING,
+    Keeping,
+    begin,
+    checkpoint_at,
+    clear_leftovers,
+    finish,
+    last_size,
+    read_states,
+    retain,
+    step_of,
+    write_states,
+)
+from train.disk import told_when_full
 from train.parts import Part
+from train.random_state import derive_random_state, random_state, set_random_state
 from train.what_trains import trainable_by_part
+
+log = logging.getLogger(__name__)
 
 
 class GraftTrainer(SFTTrainer):
@@ -53,9 +72,11 @@ class GraftTrainer(SFTTrainer):
         num_steps: int,
         learning_rates: dict[Part, float],
         callbacks: list[Any],
+        keeping: Keeping,
     ) -> None:
         """Take a model prepared by `add_token_losses` and `set_what_trains`."""
         self.learning_rates = learning_rates
+        self.keeping, self.best_is_due = keeping, False
         self.packs = data.packs_of(args.process_index, args.world_size)
         self.first_step = 0
         num_workers = args.dataloader_num_workers
@@ -112,7 +133,14 @@ class GraftTrainer(SFTTrainer):
 
         Raises:
             DataError: a worker died; the message names the row it was on.
+            CheckpointError: ranks do not see the same checkpoint.
         """
+        seen = gather_objects(resume_from_checkpoint)
+        if len(set(seen)) > 1:
+            raise CheckpointError(
+                f"ranks would go on from different checkpoints: {seen}; output_dir must be one "
+                "folder that all machines see"
+            )
         if resume_from_checkpoint:
             self.first_step = step_of(Path(resume_from_checkpoint))
             self.packs.go_on(read_states(Path(resume_from_checkpoint)))
@@ -186,28 +214,69 @@ class GraftTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write the checkpoint beside its place and rename it, so that it is whole or not there."""
-        run_dir = Path(str(self.args.output_dir))
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        staging = run_dir / STAGING
-        if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)
+        run_dir, step = Path(str(self.args.output_dir)), self.state.global_step
+        self.best_is_due = False
+        staged = begin(run_dir, step) if self.args.should_save else None
+        try:
+            with told_when_full(f"checkpoint-{step}", run_dir, num_bytes=last_size(run_dir)):
+                self.accelerator.wait_for_everyone()
+                self._write_checkpoint(run_dir / STAGING, model, trial)
+                self.accelerator.wait_for_everyone()
+                if staged is not None:
+                    finish(staged, self.keeping)
+        except DiskError:
+            clear_leftovers(run_dir)
+            raise
         self.accelerator.wait_for_everyone()
-        self.args.output_dir, limit = str(staging), self.args.save_total_limit
-        self.args.save_total_limit = None
+
+    def _write_checkpoint(self, staging: Path, model: Any, trial: Any) -> None:
+        """Let the Trainer write its files, and write where this rank's streams stand."""
+        run_dir, limit = self.args.output_dir, self.args.save_total_limit
+        self.args.output_dir, self.args.save_total_limit = str(staging), None
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            self.args.output_dir, self.args.save_total_limit = str(run_dir), limit
-        write_states(
-            staging / name, self.args.process_index, self.packs.state_at(self.state.global_step)
-        )
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            shutil.rmtree(run_dir / name, ignore_errors=True)
-            (staging / name).rename(run_dir / name)
-            shutil.rmtree(staging, ignore_errors=True)
-            rotate_checkpoints(str(run_dir), save_total_limit=limit, use_mtime=False)
-        self.accelerator.wait_for_everyone()
+            self.args.output_dir, self.args.save_total_limit = run_dir, limit
+        folder = checkpoint_at(staging, self.state.global_step)
+        # A pickle of any class, which nobody reads: config.yaml has it all.
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        write_states(folder, self.args.process_index, self.packs.state_at(self.state.global_step))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        path = Path(output_dir) / RANDOM.format(rank=self.args.process_index)
+        path.write_text(json.dumps(random_state()), encoding="utf-8")
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Put the generators where they stood; for a rank that was not there, seed them."""
+        if checkpoint is None:
+            return
+        rank, step = self.args.process_index, self.state.global_step
+        path = Path(checkpoint) / RANDOM.format(rank=rank)
+        if path.is_file():
+            set_random_state(json.loads(path.read_text(encoding="utf-8")))
+            return
+        derive_random_state(self.args.seed, step, rank)
+        told = "rank %d was not there when %s was written: its random numbers follow from the seed"
+        log.warning(told, rank, Path(checkpoint).name)
+
+    def measured(self, metrics: dict[str, float], step: int) -> None:
+        """Take what was measured at a step: where it is the best so far, its checkpoint is kept.
+
+        Ranks measure alike, but not to the last bit on every GPU: rank 0 decides.
+        """
+        best = self.keeping.best
+        if best is None or not best.measure(gather_objects(metrics)[0], step):
+            return
+        run_dir = Path(str(self.args.output_dir))
+        if not checkpoint_at(run_dir, step).is_dir():
+            self.best_is_due = True
+        elif self.args.should_save:  # after the last step, which is saved before it is measured
+            retain(run_dir, self.keeping)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self.control.should_save |= self.best_is_due
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write no card into checkpoints; the export has its own."""
