@@ -5,6 +5,7 @@ the classes a user has, and answers the same logits, with and without a picture.
 not hold a second model, its names and shapes are checked instead of its logits.
 """
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import transformers
 from PIL import Image
 from safetensors import safe_open
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from configs.errors import CheckpointError, first_line
 from train.disk import format_bytes
@@ -41,6 +43,7 @@ def verify_export(folder: Path, model: Any, processing_class: Any) -> str:
     Raises:
         CheckpointError: with what differs.
     """
+    unset_hf_deepspeed_config()  # else transformers loads in shares, on all ranks together
     num_tensors, num_bytes = compare_files(folder, model)
     told = f"{num_tensors} tensors equal to the bit"
     auto_class = _auto_class(model, processing_class)
@@ -54,8 +57,11 @@ def verify_export(folder: Path, model: Any, processing_class: Any) -> str:
         return f"{told}; all names and shapes load in {auto_class.__name__}; no logits compared"
     again = _load(folder, auto_class, dtype="auto").eval()
     _compare_states(again, model)
-    apart = {name: _logits_apart(again, model, inputs, name)
-             for name, inputs in _prompts(folder, model, processing_class).items()}  # fmt: skip
+    meant = bare_copy(model)
+    apart = {
+        name: _logits_apart(again, meant, inputs, name)
+        for name, inputs in _prompts(folder, model, processing_class).items()
+    }
     listed = ", ".join(f"{name} {share:.1e}" for name, share in apart.items())
     version = transformers.__version__
     return (
@@ -146,6 +152,20 @@ def _compare_states(again: Any, model: Any) -> None:
         )
 
 
+def bare_copy(model: Any) -> Any:
+    """Return a model of the same class, config and tensors, in evaluation; no memory is taken.
+
+    The live one may have been patched, or hooked by an engine that is no longer to be called.
+    """
+    with torch.device("meta"):
+        bare = type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype)
+    bare.load_state_dict(model.state_dict(), assign=True)
+    for name, buffer in model.named_buffers():  # those that no file holds, such as frequencies
+        owner, _, leaf = name.rpartition(".")
+        bare.get_submodule(owner)._buffers[leaf] = buffer
+    return bare.eval()
+
+
 def _prompts(folder: Path, model: Any, processing_class: Any) -> dict[str, dict[str, Any]]:
     """Return what both models read: a text, and a picture with a question where it sees.
 
@@ -179,10 +199,7 @@ def _logits_apart(again: Any, model: Any, inputs: dict[str, Any], name: str) -> 
     Raises:
         CheckpointError: it is more than rounding.
     """
-    was_training = model.training
-    model.eval()
     ours, theirs = (_logits(one, inputs) for one in (model, again))
-    model.train(was_training)
     apart = float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1e-30))
     if not apart <= WORST[model.dtype]:
         raise CheckpointError(

@@ -88,7 +88,7 @@ def folders(pipeline, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[:6000]
+    assert done.returncode == 0, done.stderr[-9000:]
     return {
         engine: (
             root / engine,
