@@ -5,7 +5,6 @@ accelerate's.
 """
 
 import json
-import logging
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -50,8 +49,6 @@ from train.disk import told_when_full
 from train.parts import Part
 from train.random_state import derive_random_state, random_state, set_random_state
 from train.what_trains import trainable_by_part
-
-log = logging.getLogger(__name__)
 
 
 class GraftTrainer(SFTTrainer):
@@ -255,10 +252,8 @@ class GraftTrainer(SFTTrainer):
         path = Path(checkpoint) / RANDOM.format(rank=rank)
         if path.is_file():
             set_random_state(json.loads(path.read_text(encoding="utf-8")))
-            return
-        derive_random_state(self.args.seed, step, rank)
-        told = "rank %d was not there when %s was written: its random numbers follow from the seed"
-        log.warning(told, rank, Path(checkpoint).name)
+        else:  # told by check_resume
+            derive_random_state(self.args.seed, step, rank)
 
     def measured(self, metrics: dict[str, float], step: int) -> None:
         """Take what was measured at a step: where it is the best so far, its checkpoint is kept.
