@@ -226,7 +226,7 @@ def check_resume(checkpoint: Path, keeping: Keeping) -> None:
             f"(torchrun --nproc_per_node {before} --nnodes ...); ddp goes on with any number"
         )
     if before != now:
-        drawn = "; what ranks draw at random beyond the first %d follows from the seed" % before
+        drawn = f"; what ranks beyond the first {before} draw at random follows from the seed"
         log.info(
             "%s was written by %d process(es), and %d go on: global batches stay the same%s",
             checkpoint.name, before, now, drawn if now > before else "",

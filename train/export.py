@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def _write(model: Any, processing_class: Any, staging: Path, dtype: torch.dtype)
         (staging / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's form, not filled in
         model = fold_adapter(model)
     model = model.to(dtype)
-    _say_dtype(model.config, dtype)
+    _for_use(model.config, dtype)
     stop_at(model, Renderer(processing_class).stop_token_id)
     model.save_pretrained(staging)
     processing_class.save_pretrained(staging)
@@ -102,12 +103,19 @@ def _verified(model: Any, processing_class: Any, staging: Path, out: Path) -> st
     return f"\nReloaded before it was given its name: {found}.\n"
 
 
-def _say_dtype(config: Any, dtype: torch.dtype) -> None:
-    """Let the config and those inside it name the dtype that is written, not the one once read."""
+def _for_use(config: Any, dtype: torch.dtype) -> None:
+    """Let the config and those inside it name the dtype that is written, not the one once read.
+
+    And keep keys and values while generating, which the Trainer has switched off in the config.
+    """
     config.dtype = dtype
+    if "use_cache" in {item.name for item in fields(config)}:
+        config.use_cache = True
+    else:
+        vars(config).pop("use_cache", None)
     for name in config.sub_configs:
         if (inner := getattr(config, name, None)) is not None:
-            _say_dtype(inner, dtype)
+            _for_use(inner, dtype)
 
 
 def stop_at(model: Any, token: int) -> None:

@@ -25,8 +25,9 @@ from train.tracking import Tracker
 from train.trainer import GraftTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
-SFT = [*MIXED, "stage=sft", "optim.max_steps=6", "checkpoint.save_steps=4", "data.num_workers=1",
-       "evaluation.eval_steps=3", "evaluation.max_rows=1", "evaluation.max_new_tokens=2"]  # fmt: skip
+MEASURE = ["evaluation.eval_steps=3", "evaluation.max_rows=1", "evaluation.max_new_tokens=2"]
+LENGTH = ["optim.max_steps=6", "checkpoint.save_steps=4", "data.num_workers=1"]
+SFT = [*MIXED, "stage=sft", *LENGTH, *MEASURE]
 WORST_LOSS = 5e-6  # nats, on another number of ranks; measured 4.8e-7
 WORST_WEIGHT = 2e-6  # of weights up to 1, on another number of ranks; measured 1.3e-7
 # Rank 1 alone is sent a signal, and each rank tells how that ended.
