@@ -54,7 +54,7 @@ class StopOnSignal(TrainerCallback):
     def agreed(self) -> int:
         """Return the signal that any rank was sent, or 0. All ranks call this together.
 
-        A number over gloo takes 0.1 to 0.3 ms (two processes on one machine).
+        A number over gloo takes 0.3 ms (median; two processes on one busy machine).
         """
         if num_ranks() == 1 or not distributed.is_initialized():
             return self.signum

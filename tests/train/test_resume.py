@@ -98,19 +98,16 @@ def resume(source: Path, target: Path, pipeline: Any, overrides: list[str]) -> P
 
 
 @pytest.mark.slow
-def test_killed_at_random(unbroken, pipeline, tmp_path):
-    """From outside, wherever it happens to be, twice."""
-    rng = random.Random(0)
-    folder = tmp_path / "run"
-    command = [*vlm(pipeline.align), *LORA, f"output_dir={folder}"]
-    for steps in (1, 3):  # to get on by before it dies
-        process = start([str(ROOT / "train/main.py")], command, tmp_path)
-        before = max(losses(folder), default=0) if (folder / "metrics.jsonl").exists() else 0
-        wait_for_step(folder, before // 2 * 2 + steps, process)
-        time.sleep(rng.uniform(0, 0.3))
-        process.kill()
-        assert process.wait() == -signal.SIGKILL, "it ended by itself"
-    assert_same_run(run(*command), unbroken["lora"])
+def test_killed_twice(killed, unbroken, pipeline, tmp_path):
+    """From outside, a second time wherever it happens to be."""
+    shutil.copytree(killed["after"], tmp_path / "run")
+    command = [*vlm(pipeline.align), *SFT, f"output_dir={tmp_path}/run"]
+    process = start([str(ROOT / "train/main.py")], command, tmp_path)
+    wait_for_step(tmp_path / "run", 5, process)
+    time.sleep(random.Random(0).uniform(0, 0.2))
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it ended by itself"
+    assert_same_run(run(*command), unbroken["sft"])
 
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen[bytes]) -> None:
