@@ -33,6 +33,10 @@ class CheckpointError(VisiongraftError, ValueError):
     """A checkpoint folder that is missing, broken, or not what it was said to be."""
 
 
+class TrainingError(VisiongraftError, RuntimeError):
+    """Training cannot go on: its loss or its gradient is not a number any more."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error of a library says, or what it is."""
     text = str(error).strip()

@@ -11,12 +11,16 @@ from typing import Any
 from configs.errors import ConfigError
 from configs.languages import LANGUAGES
 from configs.schema import (
+    DEEPSPEED,
     AdapterConfig,
     DataConfig,
+    EngineKind,
     MergeConfig,
     ModelConfig,
     ModelKind,
+    NonFinite,
     PartMode,
+    Quantization,
     SourceConfig,
     SourceKind,
     SweepConfig,
@@ -37,7 +41,7 @@ AT_LEAST_ZERO = (
     "initializer_range",
     "max_text_loss_increase",
 )
-POSITIVE = ("logit_scale", "rope_theta", "language_temperature")
+POSITIVE = ("logit_scale", "rope_theta", "language_temperature", "spike_deviations")
 REAL = (*SHARES, *SHARES_BELOW_ONE, *AT_LEAST_ZERO, *POSITIVE)  # whole when they are written so
 
 
@@ -118,12 +122,18 @@ def _model_rules(model: ModelConfig) -> Iterator[str]:
             "model.path: is only read when model.kind=vlm; "
             "a text LM is model.decoder.path, a vision tower model.vision_tower.path"
         )
+    if model.kind is not ModelKind.compose and model.vision_tower.path is not None:
+        yield "model.vision_tower.path: is only read when model.kind=compose"
+    if model.kind is ModelKind.vlm and model.decoder.path is not None:
+        yield "model.decoder.path: is not read when model.kind=vlm; the model is model.path"
     if model.kind is ModelKind.vlm:
         for key in ("crop_to_patches", "max_patches", "downsample_factor"):
             if getattr(model, key) != getattr(ModelConfig, key):
                 yield f"model.{key}: is for composed models; a VLM brings its own processor"
     for name in ("decoder", "vision_tower"):
         shape = getattr(model, name)
+        if shape.path is not None:
+            yield from _ignored_shape(f"model.{name}", shape)
         if shape.hidden_size % shape.num_attention_heads:
             yield (
                 f"model.{name}.num_attention_heads: {shape.num_attention_heads} does not divide "
@@ -131,6 +141,14 @@ def _model_rules(model: ModelConfig) -> Iterator[str]:
             )
     if model.decoder.num_attention_heads % model.decoder.num_key_value_heads:
         yield "model.decoder.num_key_value_heads: does not divide num_attention_heads"
+
+
+def _ignored_shape(key: str, shape: Any) -> Iterator[str]:
+    """What is said of the shape of a model that is loaded, and has its own."""
+    for item in fields(shape):
+        is_read = item.name in ("path", "image_size")
+        if not is_read and getattr(shape, item.name) != item.default:
+            yield f"{key}.{item.name}: is of a fresh one; that of {key}.path brings its own"
 
 
 def _stage_rules(config: TrainConfig) -> Iterator[str]:
@@ -145,8 +163,33 @@ def _stage_rules(config: TrainConfig) -> Iterator[str]:
                 yield f"stage.parts.{name}.mode: a text LM has no {name}; it must be frozen"
     if modes["projector"] is PartMode.lora:
         yield "stage.parts.projector.mode: lora is for pretrained parts; use full or frozen"
+    if config.optim.on_nonfinite is NonFinite.skip and config.engine.kind in DEEPSPEED:
+        yield (
+            f"optim.on_nonfinite: is skip, but engine={config.engine.kind.value} makes the step "
+            "before its gradient can be looked at; use stop, or engine=fsdp2 or ddp"
+        )
     if PartMode.lora not in modes.values() and config.adapter != AdapterConfig():
         yield "adapter: is given, but no part has mode lora; use stage=sft_lora"
+    if config.engine.activation_offloading and not config.engine.gradient_checkpointing:
+        yield (
+            "engine.activation_offloading: moves what gradient checkpointing keeps; "
+            "set engine.gradient_checkpointing=true too"
+        )
+    if config.adapter.quantization is not Quantization.none:
+        yield from _quantization_rules(config)
+
+
+def _quantization_rules(config: TrainConfig) -> Iterator[str]:
+    key, kind = "adapter.quantization", config.engine.kind
+    if config.stage.parts.decoder.mode is not PartMode.lora:
+        yield f"{key}: is for a decoder whose weights stay; needs stage.parts.decoder.mode=lora"
+    if config.model.path is None and config.model.decoder.path is None:
+        yield f"{key}: is for a decoder that is loaded; a fresh one has learned nothing to keep"
+    if kind not in (EngineKind.single, EngineKind.ddp):
+        yield (
+            f"{key}: packs weights in blocks that engine={kind.value} does not share out; "
+            "use engine=ddp, whose processes each hold them all, or quantization=none"
+        )
 
 
 def _best_rules(config: TrainConfig) -> Iterator[str]:

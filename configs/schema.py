@@ -18,6 +18,13 @@ class PartMode(Enum):
     full = "full"  # every parameter trains
 
 
+class Quantization(Enum):
+    """How the frozen weights of a decoder with adapters are held."""
+
+    none = "none"  # as the model is
+    nf4 = "nf4"  # bitsandbytes: 4 bits (QLoRA, arXiv 2305.14314); engine=ddp or single
+
+
 class ModelKind(Enum):
     """Where the model comes from."""
 
@@ -37,6 +44,10 @@ class Dtype(Enum):
 class Attention(Enum):
     """Attention implementation. All keep packed samples apart and give the same loss."""
 
+    auto = "auto"  # FlashAttention where it is installed and can be used, else sdpa_by_sample or
+    # sdpa; which one and why is logged
+    flash_attention_2 = "flash_attention_2"  # package flash-attn: a GPU, half precision
+    flash_attention_3 = "flash_attention_3"  # package flash-attn-3: likewise, on Hopper
     sdpa_by_sample = "sdpa_by_sample"  # ours: each sample of a pack on its own
     sdpa = "sdpa"  # transformers': a dense mask over the pack
     eager = "eager"  # transformers': without fused kernels
@@ -61,6 +72,13 @@ class BadRow(Enum):
     skip = "skip"  # leave it out, count it, name it in rows.jsonl
 
 
+class NonFinite(Enum):
+    """What to do with a step whose gradient is infinite or not a number."""
+
+    stop = "stop"  # end the run, naming the rows; the last checkpoint is not touched
+    skip = "skip"  # leave the step out, count it, name its rows in the log
+
+
 class WandbMode(Enum):
     """How to talk to Weights & Biases."""
 
@@ -70,11 +88,19 @@ class WandbMode(Enum):
 
 
 class EngineKind(Enum):
-    """How several processes share the work. One process needs none of them."""
+    """How several processes share the work."""
 
-    ddp = "ddp"  # each holds the whole model
+    single = "single"  # one process; more are refused
+    ddp = "ddp"  # each holds the whole model; one process is a run like `single`
     zero2 = "zero2"  # DeepSpeed: gradients and optimizer state are shared out
     zero3 = "zero3"  # DeepSpeed: the weights too
+    fsdp2 = "fsdp2"  # torch: weights, gradients and optimizer state are shared out
+
+
+DEEPSPEED = (EngineKind.zero2, EngineKind.zero3)
+
+
+DEEPSPEED = (EngineKind.zero2, EngineKind.zero3)
 
 
 # --------------------------------------------------------------------------------- model
@@ -102,13 +128,15 @@ class DecoderConfig:
 class VisionTowerConfig:
     """The SigLIP tower. With `path` it is loaded; without, a fresh one of this shape is made."""
 
-    path: str | None = None  # folder or hub id of a SigLIP or SigLIP2 (fixed resolution) model
+    path: str | None = None  # folder or hub id of a SigLIP or SigLIP2 model, NaFlex too
     hidden_size: int = 128
     intermediate_size: int = 384
     num_hidden_layers: int = 3
     num_attention_heads: int = 4
-    image_size: int = 64  # pixels a tile side; position embeddings of a loaded tower are resampled
-    patch_size: int = 8  # pixels
+    # Pixels a tile side; position embeddings of a loaded tower are resampled to it. null: its own,
+    # or the largest below it whose patches downsample_factor divides; 64 for a fresh one.
+    image_size: int | None = None
+    patch_size: int = 8  # pixels, of a fresh tower
 
 
 @dataclass
@@ -124,7 +152,7 @@ class ModelConfig:
     crop_to_patches: bool = False  # composed models: cut large pictures into tiles
     max_patches: int = 12  # composed models: most tiles a picture, without the thumbnail
     dtype: Dtype = Dtype.float32
-    attn_implementation: Attention = Attention.sdpa_by_sample
+    attn_implementation: Attention = Attention.auto
 
 
 # ---------------------------------------------------------------------------------- data
@@ -225,6 +253,10 @@ class AdapterConfig:
     lora_dropout: float = 0.0  # in [0, 1)
     use_rslora: bool = False  # scale by alpha / sqrt(r)
     use_dora: bool = False  # learn magnitude and direction apart
+    target_modules: list[str] = field(
+        default_factory=list
+    )  # last names of linear layers, such as q_proj; empty: all of each part with mode lora
+    quantization: Quantization = Quantization.none  # of the decoder's linear layers
 
 
 @dataclass
@@ -239,6 +271,9 @@ class OptimConfig:
     adam_beta2: float = 0.95
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    on_nonfinite: NonFinite = NonFinite.stop  # skip: not with DeepSpeed, which steps by itself
+    spike_deviations: float | None = 6.0  # a step's loss so many standard deviations above those
+    # of the 100 steps before it is told, with its rows; null: never
 
 
 @dataclass
@@ -254,6 +289,9 @@ class EngineConfig(ThreadsConfig):
 
     kind: EngineKind = EngineKind.ddp
     gradient_checkpointing: bool = False  # recompute activations in backward
+    activation_offloading: bool = (
+        False  # keep what checkpointing keeps, one state a layer, in host memory
+    )
     bf16: bool = (
         False  # compute in bfloat16 (autocast) over float32 weights; so too if dtype is half
     )

@@ -1,6 +1,7 @@
 """Packed batches: the tensors of one pack."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,33 @@ from data.tiles import make_tiles
 
 Batch = dict[str, Any]
 BAD_ROWS = "bad_rows"  # of a batch: the rows of its pack that proved unusable, for the ledger
+SAMPLES = "samples"  # of a batch: a PackedSample for each that is in it, in order
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSample:
+    """What is told of a sample in a pack, beside its tensors."""
+
+    source: str
+    id: str
+    language: str
+    num_tokens: int
+    num_supervised: int  # tokens that have a label; the first of a sample never has
+    num_tiles: int
+    num_images: int
+
+    @classmethod
+    def of(cls, sample: Sample) -> "PackedSample":
+        """Return what is told of a rendered sample."""
+        row, tiles = sample.row, sample.num_tiles
+        supervised = int(sample.supervised[1:].sum())
+        return cls(
+            row.source, row.id, row.language, sample.num_tokens, supervised, sum(tiles), len(tiles)
+        )
+
+    def __str__(self) -> str:
+        # A lone surrogate cannot be written to a terminal or a log; its escape can.
+        return f"{self.source}/{self.id}".encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def make_batch(
@@ -34,7 +62,8 @@ def make_batch(
         input_ids [1, T] int64; position_ids [1, T] int64, from 0 again at every sample, which is
         how transformers' masks keep them apart; labels [1, T] int64, IGNORED where a token is not
         supervised; pixel_values [N, 3, H, W] float32, absent where no sample has a picture;
-        bad_rows: BadRow of each sample left out, absent where none is.
+        samples: PackedSample of each; bad_rows: BadRow of each sample left out, absent where none
+        is.
 
     Raises:
         DataError: a picture cannot be decoded; the message names the row.
@@ -54,6 +83,7 @@ def make_batch(
                 ) from error
             bad.append(BadRow(sample.row.source, sample.row.id, str(error)))
     batch = _text_tensors(kept)
+    batch[SAMPLES] = [PackedSample.of(sample) for sample in kept]
     if pixels.num_filled:
         batch["pixel_values"] = pixels.filled
     if bad:
@@ -95,6 +125,8 @@ def _text_tensors(samples: Sequence[Sample]) -> Batch:
     ids = np.concatenate([sample.input_ids for sample in samples]).astype(np.int64)
     labels = np.concatenate([sample.labels for sample in samples])
     positions = np.concatenate([np.arange(sample.num_tokens) for sample in samples])
+    # Nothing stands before a sample's first token; in a pack another sample would.
+    labels[positions == 0] = IGNORED
     return {
         "input_ids": torch.from_numpy(ids)[None],
         "position_ids": torch.from_numpy(positions)[None],

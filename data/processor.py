@@ -1,5 +1,7 @@
 """From the model config to a tokenizer (text LM) or a processor (vision-language model)."""
 
+import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,13 @@ from configs.errors import CheckpointError, first_line
 from configs.schema import ModelConfig, ModelKind
 from data.instructions import DESCRIBE, TRANSLATE, WRITE_NUMBER
 from data.rows import Row
-from data.tokenizer import prepare_for_images, train_tokenizer
+from data.tokenizer import prepare_for_images, processor_tokens, train_tokenizer
 
+log = logging.getLogger(__name__)
 SIGLIP_MEAN = SIGLIP_STD = [0.5, 0.5, 0.5]  # what SigLIP was trained with
+# Model types of towers. SigLIP2 of a fixed resolution calls itself siglip, the other is NaFlex.
+SIGLIP = ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model")
+FRESH_IMAGE_SIZE = 64  # pixels a tile side of a tower that is made anew
 
 
 def build_processing_class(config: ModelConfig, texts: Iterable[str]) -> Any:
@@ -46,10 +52,11 @@ def build_processing_class(config: ModelConfig, texts: Iterable[str]) -> Any:
     )
     if not composed:
         return tokenizer
+    image_size, patch_size = tile_shape(config)
     return compose_processor(
         tokenizer,
-        image_size=config.vision_tower.image_size,
-        patch_size=patch_size_of(config),
+        image_size=image_size,
+        patch_size=patch_size,
         downsample_factor=config.downsample_factor,
         crop_to_patches=config.crop_to_patches,
         max_patches=config.max_patches,
@@ -63,9 +70,7 @@ def build_tokenizer(
     if decoder_path is None:
         return train_tokenizer(texts, vocab_size=vocab_size)
     tokenizer = load("tokenizer", AutoTokenizer, decoder_path)
-    if for_images:
-        prepare_for_images(tokenizer)
-    return tokenizer
+    return prepare_for_images(tokenizer) if for_images else tokenizer
 
 
 def compose_processor(
@@ -104,6 +109,7 @@ def compose_processor(
         img_size=image_size,
         downsample_factor=downsample_factor,
         chat_template=tokenizer.chat_template,
+        **processor_tokens(tokenizer),
     )
 
 
@@ -162,13 +168,73 @@ def load(what: str, auto_class: Any, path: str, **kwargs: Any) -> Any:
         ) from error
 
 
-def patch_size_of(config: ModelConfig) -> int:
-    """Return the patch size in pixels: the loaded tower's, or the configured one."""
-    path = config.vision_tower.path
-    if path is None:
-        return config.vision_tower.patch_size
+def tile_shape(config: ModelConfig) -> tuple[int, int]:
+    """Return the sides of a tile and of a patch, in pixels, of a composed model.
+
+    Raises:
+        CheckpointError: the tower is no SigLIP, or its patches cannot be shuffled.
+    """
+    tower, factor = config.vision_tower, config.downsample_factor
+    own_size, patch_size = FRESH_IMAGE_SIZE, tower.patch_size
+    if tower.path is not None:
+        own_size, patch_size = _shape_of(tower.path, vision_config(tower.path))
+    image_size = tower.image_size
+    if image_size is None:
+        side = own_size // patch_size
+        even = side // factor * factor
+        image_size = even * patch_size if even and even < side else own_size
+        if image_size != own_size:
+            log.info("vision tower: used at %d pixels; at its own %d the grid is %d x %d, which "
+                     "downsample_factor=%d does not divide", image_size, own_size, side, side,
+                     factor)  # fmt: skip
+    check_grid(image_size, patch_size, factor)
+    return image_size, patch_size
+
+
+def check_grid(image_size: int, patch_size: int, downsample_factor: int) -> None:
+    """Refuse a grid of patches that cannot be shuffled.
+
+    Raises:
+        CheckpointError: naming a size that works.
+    """
+    side = image_size // patch_size
+    if side % downsample_factor or not side:
+        even = max(side // downsample_factor, 1) * downsample_factor
+        raise CheckpointError(
+            f"at {image_size} pixels the vision tower has {side} x {side} patches, which "
+            f"model.downsample_factor={downsample_factor} does not divide; set "
+            f"model.vision_tower.image_size, for example {even * patch_size}"
+        )
+
+
+def vision_config(path: str) -> Any:
+    """Return the config of the SigLIP tower in a folder or on the hub.
+
+    Raises:
+        CheckpointError: there is none, or it is another kind of tower.
+    """
     found = load("vision tower", AutoConfig, path)
-    return int(getattr(found, "vision_config", found).patch_size)
+    if found.model_type not in SIGLIP:
+        raise CheckpointError(
+            f"model.vision_tower.path={path!r} is a {found.model_type}, but a vision tower is a "
+            f"SigLIP or SigLIP2 model ({', '.join(SIGLIP)})"
+        )
+    return getattr(found, "vision_config", found)
+
+
+def _shape_of(path: str, config: Any) -> tuple[int, int]:
+    """Return the sides of a tile and of a patch that a tower was trained with, in pixels."""
+    patch_size = config.patch_size
+    if hasattr(config, "num_patches"):  # NaFlex has a grid of positions, and no one size
+        image_size = math.isqrt(config.num_patches) * patch_size
+    else:
+        image_size = config.image_size
+    if not isinstance(image_size, int) or not isinstance(patch_size, int):
+        raise CheckpointError(
+            f"model.vision_tower.path={path!r} has tiles of {image_size} and patches of "
+            f"{patch_size} pixels, but ours are square"
+        )
+    return image_size, patch_size
 
 
 def texts_for_tokenizer(rows: Iterable[Row], languages: Sequence[str]) -> Iterator[str]:

@@ -23,6 +23,7 @@ MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 REMEDY = "put {% generation %} and {% endgeneration %} around the answers in the template"
 CACHED_PROMPTS = 1024  # captions share few questions; those of longer rows fall out again
 ASKED, SAID = "What was asked?", "What was said."  # to see which of them the marks hold
+EMPTY = Turn("user", ("",))  # before plain text, for templates whose turns must alternate
 
 
 class ChatTemplate:
@@ -88,6 +89,20 @@ class ChatTemplate:
         ]
         return {"role": turn.role, "content": pieces}
 
+    @cached_property
+    def _asks_for_questions(self) -> bool:
+        """Whether the template refuses an answer without a question, as strict alternation does."""
+        try:
+            self._render((Turn("assistant", (SAID,)),))
+        except DataError:
+            return True
+        return False
+
+    def _with_question(self, turns: Sequence[Turn]) -> Sequence[Turn]:
+        """Return plain text with an empty question before it, where the template wants one."""
+        is_plain_text = len(turns) == 1 and turns[0].role == "assistant"
+        return (EMPTY, *turns) if is_plain_text and self._asks_for_questions else turns
+
     def text(self, turns: Sequence[Turn]) -> str:
         """Return what `apply_chat_template(..., tokenize=False)` gives.
 
@@ -98,6 +113,7 @@ class ChatTemplate:
 
     def prompt(self, turns: Sequence[Turn]) -> str:
         """Return the text up to where the last turn, an answer, begins."""
+        turns = self._with_question(turns)
         if len(turns) > 1:
             return self._before(tuple(turns[:-1]))
         text, spans = self.text_and_answers(turns)
@@ -113,6 +129,7 @@ class ChatTemplate:
             DataError: the template refuses the conversation, or answers cannot be told from
                 prompts.
         """
+        turns = self._with_question(turns)
         text, spans = self._by_marks(turns) if self.is_marked else self._by_prefixes(turns)
         return text, [(start, self._end(text, start, end)) for start, end in spans]
 

@@ -36,11 +36,61 @@ _LLAMA: dict[str, Any] = {
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
 }
+_MISTRAL: dict[str, Any] = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "sliding_window": 4096,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+_QWEN3: dict[str, Any] = {
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "attention_bias": False,
+    "use_sliding_window": False,
+    "max_window_layers": 28,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+_GEMMA3: dict[str, Any] = {
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-6,
+    "attention_bias": False,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "use_bidirectional_attention": False,
+    "rope_theta": 1_000_000.0,
+    "rope_local_base_freq": 10000.0,
+    "tie_word_embeddings": True,
+}
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "cohere2": {**_COHERE, "rope_theta": 10000.0, "sliding_window": 4096},
     "cohere": {**_COHERE, "rope_theta": 500000.0, "use_qk_norm": False},
     "llama": _LLAMA,
+    "mistral": _MISTRAL,
+    "qwen3": _QWEN3,
+    "gemma3_text": _GEMMA3,
 }
+# Every how many layers one attends to all, where a config does not list them: `layer_types`.
+PATTERNS: Mapping[str, int] = {"cohere2": 4, "gemma3_text": 6}
+_OF_ROPE = ("rope_theta", "rope_local_base_freq")
 VLM_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "aya_vision": {"text_model_type": "cohere2", "tie_word_embeddings": True},
     "cohere2_vision": {"text_model_type": "cohere2", "tie_word_embeddings": True},
@@ -103,16 +153,33 @@ def _describe(config: Mapping[str, Any]) -> dict[str, Any]:
     facts |= {
         key: config[key] if config.get(key) is not None else default
         for key, default in defaults.items()
-        if key != "rope_theta"
+        if key not in _OF_ROPE
     }
     heads = facts.get("num_attention_heads")
-    facts["num_key_value_heads"] = config.get("num_key_value_heads") or heads
+    kv_heads = config.get("num_key_value_heads") or facts.get("num_key_value_heads")
+    facts["num_key_value_heads"] = kv_heads or heads
     if heads:
-        facts["head_dim"] = config.get("head_dim") or facts["hidden_size"] // heads
-    facts["rope_parameters"] = _describe_rope(config, defaults.get("rope_theta"))
-    if "sliding_window" in defaults:
+        head_dim = config.get("head_dim") or facts.get("head_dim")
+        facts["head_dim"] = head_dim or facts["hidden_size"] // heads
+    facts["rope_parameters"] = _describe_ropes(config, defaults)
+    if model_type in PATTERNS:
         facts["layer_types"] = config.get("layer_types") or _expand_pattern(config, facts)
     return facts
+
+
+def _describe_ropes(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Rope settings; of Gemma 3 those of either kind of layer, of which the local has its own."""
+    local = defaults.get("rope_local_base_freq")
+    if local is None:
+        return _describe_rope(config, defaults.get("rope_theta"))
+    stated = config.get("rope_parameters") or {}
+    full = {"rope_parameters": stated["full_attention"]} if stated else config
+    old = {"rope_theta": config.get("rope_local_base_freq")}
+    sliding = {"rope_parameters": stated["sliding_attention"]} if stated else old
+    return {
+        "full_attention": _describe_rope(full, defaults["rope_theta"]),
+        "sliding_attention": _describe_rope(sliding, local),
+    }
 
 
 def _describe_rope(config: Mapping[str, Any], default_theta: float | None) -> dict[str, Any]:
@@ -127,8 +194,8 @@ def _describe_rope(config: Mapping[str, Any], default_theta: float | None) -> di
 
 
 def _expand_pattern(config: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
-    """`layer_types` from `sliding_window_pattern` (files before 4.53), as Cohere2Config does."""
-    pattern = config.get("sliding_window_pattern") or 4
+    """`layer_types` from `sliding_window_pattern` (files before 4.53), as the classes do."""
+    pattern = config.get("sliding_window_pattern") or PATTERNS[facts["model_type"]]
     return [
         "full_attention" if (layer + 1) % pattern == 0 else "sliding_attention"
         for layer in range(facts["num_hidden_layers"])

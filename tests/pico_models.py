@@ -11,6 +11,7 @@ from transformers import (
     AyaVisionForConditionalGeneration,
     Cohere2Config,
     CohereConfig,
+    Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedModel,
@@ -41,6 +42,10 @@ TEXT: dict[str, Any] = dict(
 TEXT_CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "cohere2": (Cohere2Config, dict(logit_scale=0.25, sliding_window=WINDOW)),
     "cohere": (CohereConfig, dict(logit_scale=0.125)),
+    "gemma3_text": (
+        Gemma3TextConfig,  # layers: sliding, sliding, full, sliding; norms around both halves
+        dict(sliding_window=WINDOW, sliding_window_pattern=3, head_dim=8, query_pre_attn_scalar=8),
+    ),
     "llama": (LlamaConfig, {}),
     "mistral": (MistralConfig, dict(sliding_window=WINDOW)),
     "qwen3": (

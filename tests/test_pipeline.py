@@ -75,8 +75,13 @@ def test_a_run_folder_tells_all_about_its_run(pipeline):
         "step", "train", "data", "eval",
     }  # fmt: skip
     raw = json.loads((folder / "metrics.jsonl").read_text().splitlines()[1])
-    for name in ("tokens", "supervised_tokens", "tiles"):
+    for name in ("tokens", "supervised_tokens", "tiles", "images", "samples"):
         assert raw[f"perf/{name}_per_second"] > 0
+    for phase in ("forward", "backward", "optimizer"):
+        assert raw[f"perf/memory_peak_gib/{phase}"] > 0
+    assert 0 <= raw["data/padding_ratio"] < 1
+    for part in ("projector", "decoder"):
+        assert 0 < raw[f"train/grad_norm/{part}"] <= raw["train/grad_norm"] * (1 + 1e-6)
     assert 0 <= raw["perf/data_wait_ratio"] <= 1
     assert raw["data/epoch"] > 0 and raw["train/learning_rate/decoder"] > 0
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]

@@ -1,6 +1,7 @@
 """TRL's arguments from ours: optimizer, schedule, checkpoints, engine."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -8,7 +9,7 @@ import torch
 from trl import SFTConfig
 
 from configs.errors import ConfigError
-from configs.schema import Dtype, EngineKind, TrainConfig
+from configs.schema import DEEPSPEED, Dtype, EngineKind, TrainConfig
 
 T = TypeVar("T")
 PAPER_WARMUP = 200  # steps; arXiv 2505.08751
@@ -24,6 +25,21 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def device_of_rank() -> torch.device:
+    """Return the device this process computes on."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def computes_in_bf16(config: TrainConfig) -> bool:
+    """Whether forward and backward run under autocast.
+
+    What trains is held in float32 (train/what_trains.py), beside half precision or not.
+    """
+    return config.engine.bf16 or config.model.dtype is not Dtype.float32
+
+
 def gather_objects(value: T) -> list[T]:
     """Return every rank's value; all ranks call it together."""
     if num_ranks() == 1 or not torch.distributed.is_initialized():
@@ -37,27 +53,52 @@ def check_ranks(config: TrainConfig) -> None:
     """Refuse what this number of processes cannot do, before anything is read or written.
 
     Raises:
-        ConfigError: the global batch cannot be shared out, or DeepSpeed without torchrun.
+        ConfigError: the global batch cannot be shared out, or the engine is for fewer or more
+            processes.
     """
-    packs, ranks = config.data.packs_per_step, num_ranks()
+    packs, ranks, kind = config.data.packs_per_step, num_ranks(), config.engine.kind
     if packs % ranks:
         raise ConfigError(
             f"data.packs_per_step={packs} cannot be shared by {ranks} processes; "
             f"give a multiple of {ranks}"
         )
-    if config.engine.kind is not EngineKind.ddp and "RANK" not in os.environ:
+    if kind in DEEPSPEED and "RANK" not in os.environ:
         raise ConfigError(
-            f"engine={config.engine.kind.value} needs torchrun, also for one process: "
+            f"engine={kind.value} needs torchrun, also for one process: "
             "torchrun --nproc_per_node 1 train/main.py ..."
+        )
+    if kind is EngineKind.single and ranks > 1:
+        raise ConfigError(
+            f"engine=single is for one process, but torchrun started {ranks}; "
+            "take engine=ddp, or start one"
+        )
+    if kind is EngineKind.fsdp2 and ranks == 1:
+        raise ConfigError(
+            "engine=fsdp2 shares a model out over several processes, but there is one: "
+            "torchrun --nproc_per_node 2 train/main.py ..., or engine=single"
         )
 
 
-def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> SFTConfig:
+@dataclass
+class GraftArguments(SFTConfig):
+    """TRL's arguments, and what its trainer does not know of."""
+
+    is_placed: bool = False  # by train/fsdp.py: to move it again would undo that
+    offload: bool = False  # see train/offload.py
+
+    @property
+    def place_model_on_device(self) -> bool | None:
+        """Whether the trainer moves the model; None lets the trainer decide."""
+        return False if self.is_placed else None
+
+
+def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> GraftArguments:
     """Return the arguments of a run. They set up the process group where there are several."""
     packs, ranks = config.data.packs_per_step, num_ranks()
     optim, peak = config.optim, max_learning_rate(config)
     on_cpu = not torch.cuda.is_available()
-    arguments = SFTConfig(
+    arguments = GraftArguments(
+        is_placed=config.engine.kind is EngineKind.fsdp2,
         output_dir=str(checkpoints),
         max_steps=num_steps,
         per_device_train_batch_size=1,
@@ -71,9 +112,9 @@ def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> S
         weight_decay=optim.weight_decay,
         max_grad_norm=optim.max_grad_norm,
         optim="adamw_torch_fused",
-        # What trains is held in float32 (train/what_trains.py), beside half precision or not.
-        bf16=config.engine.bf16 or config.model.dtype is not Dtype.float32,
+        bf16=computes_in_bf16(config),
         gradient_checkpointing=config.engine.gradient_checkpointing,
+        offload=config.engine.activation_offloading,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and ranks > 1 else None,
@@ -113,7 +154,7 @@ def max_learning_rate(config: TrainConfig) -> float:
 
 def deepspeed_config(kind: EngineKind) -> dict[str, Any] | None:
     """Return DeepSpeed's config for an engine; "auto" is filled in from the arguments."""
-    if kind is EngineKind.ddp:
+    if kind not in DEEPSPEED:
         return None
     return {
         "zero_optimization": {

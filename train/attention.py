@@ -5,6 +5,7 @@ is attended on its own with `is_causal`, which is the same sum (tests/train/test
 the cost of the blocks alone. Where there is no pack (generation, the vision tower) it is `sdpa`.
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -12,12 +13,19 @@ from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from configs.errors import ConfigError
 from configs.schema import Attention
 
+log = logging.getLogger(__name__)
+FLASH = (Attention.flash_attention_2, Attention.flash_attention_3)
+MOST_HEAD_DIM = 256  # of FlashAttention
+HOPPER = (9, 0)
+LENGTHS = "_sample_lengths"  # where a tensor of positions keeps what was read of it
 # Decoders whose only mask, besides the pack's, is causal or a causal sliding window.
-SUPPORTED = ("cohere", "cohere2", "llama", "mistral", "qwen3")
+SUPPORTED = ("cohere", "cohere2", "gemma3_text", "llama", "mistral", "qwen3")
 
 
 def attention_by_sample(
@@ -80,18 +88,55 @@ def sample_lengths(
         return None
     if position_ids.numel() != query.shape[2]:
         return None
-    starts = (position_ids.reshape(-1) == 0).nonzero().reshape(-1).tolist()
-    if len(starts) < 2:
-        return None
-    return [end - start for start, end in zip(starts, [*starts[1:], query.shape[2]], strict=True)]
+    # The same tensor goes through all layers: a GPU is waited for once, not at each of them.
+    lengths: list[int] | None = getattr(position_ids, LENGTHS, None)
+    if lengths is None:
+        starts = (position_ids.reshape(-1) == 0).nonzero().reshape(-1).tolist()
+        ends = [*starts[1:], query.shape[2]]
+        lengths = [end - start for start, end in zip(starts, ends, strict=True)]
+        setattr(position_ids, LENGTHS, lengths)
+    return lengths if len(lengths) > 1 else None
+
+
+def boundaries(model: Any, position_ids: torch.Tensor | None) -> dict[str, Any]:
+    """Return what tells FlashAttention where the samples of a pack begin; nothing for others.
+
+    transformers would work it out at every layer, and a GPU be waited for each time.
+
+    Args:
+        model: live.
+        position_ids: [1, T], from 0 again at every sample.
+    """
+    text_config = model.config.get_text_config()
+    wanted = {attention.value for attention in FLASH}
+    if position_ids is None or text_config._attn_implementation not in wanted:
+        return {}
+    (starts, _), (longest, _) = prepare_fa_kwargs_from_position_ids(position_ids)
+    longest = int(longest)
+    return {
+        "cu_seq_lens_q": starts,
+        "cu_seq_lens_k": starts,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
 
 
 def check_attention(attention: Attention) -> None:
     """Refuse what cannot be trained with on this machine, before anything is read or made.
 
     Raises:
-        ConfigError: flex_attention without a GPU; torch (2.13) would stop at the first loss.
+        ConfigError: flex_attention without a GPU, for torch (2.13) would stop at the first loss;
+            FlashAttention where it is not installed.
     """
+    for flash, is_here in (
+        (Attention.flash_attention_2, is_flash_attn_2_available),
+        (Attention.flash_attention_3, is_flash_attn_3_available),
+    ):
+        if attention is flash and not is_here():
+            raise ConfigError(
+                f"model.attn_implementation={flash.value}: there is no GPU, or its package is not "
+                "installed; auto takes what there is"
+            )
     if attention is Attention.flex_attention and not torch.cuda.is_available():
         raise ConfigError(
             "model.attn_implementation=flex_attention trains on a GPU alone, and torch sees none "
@@ -99,21 +144,66 @@ def check_attention(attention: Attention) -> None:
         )
 
 
-def set_attention(model: Any, attention: Attention) -> None:
+def choose_attention(text_config: Any, *, half: bool) -> tuple[Attention, str]:
+    """Return the fastest attention that keeps the samples of a pack apart here, and why it is so.
+
+    Args:
+        text_config: of the decoder.
+        half: whether it computes in half precision.
+    """
+    text_type = text_config.model_type
+    missing = _why_no_flash(text_config, half)
+    if not missing:
+        hopper = torch.cuda.get_device_capability() >= HOPPER
+        if hopper and is_flash_attn_3_available():
+            return Attention.flash_attention_3, "it is installed"
+        if is_flash_attn_2_available():
+            return Attention.flash_attention_2, "it is installed"
+        missing = "flash-attn is not installed"
+    if text_type in SUPPORTED:
+        return Attention.sdpa_by_sample, f"no FlashAttention: {missing}"
+    return Attention.sdpa, f"no FlashAttention: {missing}; {text_type} is not proven by sample"
+
+
+def _why_no_flash(text_config: Any, half: bool) -> str:
+    if not torch.cuda.is_available():
+        return "there is no GPU"
+    if not half:
+        return "it computes in float32"
+    heads, width = text_config.num_attention_heads, text_config.hidden_size
+    head_dim = getattr(text_config, "head_dim", None) or width // heads
+    return f"heads of {head_dim} are too wide" if head_dim > MOST_HEAD_DIM else ""
+
+
+def set_attention(model: Any, attention: Attention, *, half: bool = False) -> None:
     """Set the attention of the decoder; a vision tower has no packs and keeps sdpa.
+
+    Args:
+        model: with all its configs.
+        attention: which one; `auto` is decided here, and logged.
+        half: whether training computes in half precision.
 
     Raises:
         ConfigError: the decoder's mask is more than causal, so samples cannot be cut out of a pack;
             or it cannot be trained with on this machine.
     """
+    text_config = model.config.get_text_config()
+    if attention is Attention.auto:
+        attention, why = choose_attention(text_config, half=half)
+        log.info("attention over packs: %s (%s)", attention.value, why)
     check_attention(attention)
-    text_type = model.config.get_text_config().model_type
+    text_type = text_config.model_type
     if attention is Attention.sdpa_by_sample and text_type not in SUPPORTED:
         raise ConfigError(
             f"model.attn_implementation: {attention.value} is proven for {', '.join(SUPPORTED)}, "
             f"not for {text_type}; use sdpa"
         )
-    composite = model.config.get_text_config() is not model.config
+    if getattr(text_config, "use_bidirectional_attention", False):  # an option of Gemma 3
+        raise ConfigError(
+            "model.attn_implementation: the decoder's config has use_bidirectional_attention, with "
+            "which a token sees the answer it is to learn; take a causal text LM"
+        )
+    composite = text_config is not model.config
     model.set_attn_implementation(
         {"text_config": attention.value, "vision_config": "sdpa"} if composite else attention.value
     )

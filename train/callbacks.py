@@ -1,6 +1,8 @@
 """What happens between steps: progress, metrics, and held-out rows that are measured."""
 
 import json
+import logging
+import math
 import sys
 import time
 from collections import Counter
@@ -10,10 +12,13 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from data.build import TrainingData
-from train.arguments import gather_objects, num_ranks
+from train.arguments import gather_objects
 from train.evaluation import HeldOut, Results, as_json, flat_metrics
+from train.meter import metrics_of
 from train.run_folder import RunFolder
 from train.tracking import Tracker
+
+log = logging.getLogger(__name__)
 
 
 class RunCallback(TrainerCallback):
@@ -30,21 +35,23 @@ class RunCallback(TrainerCallback):
         eval_on_start: bool,
         eval_steps: int | None,
         generate: bool,
+        peak_flops: float | None = None,
     ) -> None:
         """Set `trainer` before training starts: its counts are logged."""
         self.tracker, self.folder, self.held_out, self.data = tracker, folder, held_out, data
         self.eval_on_start, self.eval_steps, self.generate = eval_on_start, eval_steps, generate
-        self.name = name
+        self.name, self.peak_flops = name, peak_flops
         self.trainer: Any = None
+        self.settled_at = -1  # step up to which bad rows were shared
         self.bar: Any = None
-        self.last_time = 0.0
-        self.last_counts: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the model as it is given, then start the clock and the progress bar."""
         if self.eval_on_start and state.global_step == 0:
             self.evaluate(kwargs["model"], step=0)
-        self._reset()
+        if self.trainer.is_deepspeed_enabled:
+            self.trainer.watch.listen_to(self.trainer.deepspeed)
+        self.trainer.watch.meter.go_on()
         self.bar = tqdm(
             desc=self.name,
             total=state.max_steps,
@@ -60,19 +67,31 @@ class RunCallback(TrainerCallback):
             self.bar.close()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Write what the trainer logs, with speed since the last time."""
+        """Write what all ranks counted since the last time."""
         if not logs or "loss" not in logs:
             return
-        metrics = {f"train/{name}": value for name, value in logs.items() if name != "epoch"}
+        watch = self.trainer.watch
+        counts = watch.meter.take()
+        counts.peak_bytes = watch.peaks.take()
+        told = gather_objects(counts)
+        metrics = metrics_of(told, peak_flops=self.peak_flops)
+        metrics |= {f"train/learning_rate/{k}": v for k, v in watch.learning_rates.items()}
+        metrics |= {f"train/grad_norm/{k}": v for k, v in watch.grad_norms().items()}
+        if math.isfinite(logs["grad_norm"]):  # else its step was left out
+            metrics["train/grad_norm"] = logs["grad_norm"]
         epoch = self.data.epoch_of(state.global_step)
-        metrics |= ({} if epoch is None else {"data/epoch": epoch}) | self._speed()
+        metrics |= {} if epoch is None else {"data/epoch": epoch}
         if self.data.ledger.skip:
             metrics["data/rows_left_out"] = self.data.ledger.num_bad
-        self.bar.set_postfix_str(
-            f"loss {logs['loss']:.3f}, {metrics['perf/tokens_per_second']:,.0f} tokens/s",
-            refresh=False,
-        )
+        self._tell(metrics, [spike for one in told for spike in one.spikes])
         self.tracker.log(metrics, state.global_step)
+
+    def _tell(self, metrics: dict[str, float], spikes: list[str]) -> None:
+        loss = f"loss {metrics['train/loss']:.3f}, " if "train/loss" in metrics else ""
+        speed = f"{metrics['perf/tokens_per_second']:,.0f} tokens/s"
+        self.bar.set_postfix_str(f"{loss}{speed}", refresh=False)
+        for spike in spikes:
+            log.warning(spike)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the held-out rows when it is time; at the last step the run does so itself."""
@@ -81,15 +100,25 @@ class RunCallback(TrainerCallback):
         due = self.eval_steps is not None and state.global_step % self.eval_steps == 0
         if due and state.global_step < state.max_steps:
             self.evaluate(kwargs["model"], step=state.global_step)
-            self._reset()
 
     def _settle_ledger(self, args: Any, state: Any) -> None:
+        """Share the bad rows met since the last time, where metrics are logged, and at the end."""
+        step = state.global_step
+        if step == state.max_steps:
+            self._share_bad_rows(step, is_last=True)
+        elif self.data.ledger.skip and step % args.logging_steps == 0:
+            self._share_bad_rows(step)
+
+    def before_saving(self) -> None:
+        """Write the bad rows that a checkpoint has passed: a resumed run does not meet them."""
+        step = self.trainer.state.global_step
+        if self.data.ledger.skip and self.settled_at != step:
+            self._share_bad_rows(step)
+
+    def _share_bad_rows(self, step: int, *, is_last: bool = False) -> None:
         """Share the bad rows met since the last time, and write them; all ranks do so together."""
-        step, ledger, is_streamed = state.global_step, self.data.ledger, self.data.plan is None
-        is_last = step == state.max_steps
-        is_due = ledger.skip and (step % args.logging_steps == 0 or step % args.save_steps == 0)
-        if not (is_last or is_due):
-            return
+        ledger, is_streamed = self.data.ledger, self.data.plan is None
+        self.settled_at = step
         packs = self.trainer.packs
         mine = self.trainer.take_bad_rows(), packs.num_used(step), packs.num_read(step)
         told = gather_objects(mine)
@@ -110,8 +139,13 @@ class RunCallback(TrainerCallback):
     def evaluate(self, model: Any, *, step: int) -> Results:
         """Measure the held-out rows; every rank does the same, which every engine can do."""
         start = time.perf_counter()
+        watch = self.trainer.watch
+        watch.meter.pause()
+        watch.peaks.enter("evaluation")
         with self.trainer.accelerator.autocast():  # also around generation, as in training
             results = self.held_out.measure(model, generate=self.generate)
+        watch.peaks.enter(None)
+        watch.meter.go_on()
         metrics = {f"eval/{name}": value for name, value in flat_metrics(results).items()}
         metrics["perf/evaluation_seconds"] = time.perf_counter() - start
         self.tracker.log(metrics, step)
@@ -138,22 +172,3 @@ class RunCallback(TrainerCallback):
             ]
             if rows:
                 self.tracker.log_table(f"eval/{name}/answers", columns, rows, step)
-
-    def _reset(self) -> None:
-        self.last_time = time.perf_counter()
-        self.last_counts = self._counts()
-
-    def _counts(self) -> dict[str, float]:
-        return {**self.trainer.counts, "data_wait_seconds": self.trainer.data_wait_seconds}
-
-    def _speed(self) -> dict[str, float]:
-        """Return figures of all ranks, taking the others to be as fast as this one."""
-        now, counts = time.perf_counter(), self._counts()
-        seconds = now - self.last_time
-        gained = {name: value - self.last_counts[name] for name, value in counts.items()}
-        self.last_time, self.last_counts = now, counts
-        per_second = {
-            f"perf/{name}_per_second": gained[name] * num_ranks() / seconds
-            for name in ("tokens", "supervised_tokens", "tiles")
-        }
-        return per_second | {"perf/data_wait_ratio": gained["data_wait_seconds"] / seconds}

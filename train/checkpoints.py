@@ -21,6 +21,7 @@ from train.run_folder import environment
 
 log = logging.getLogger(__name__)
 STREAMS = "stream-{rank}.json"  # where the slots of a rank stand, in a checkpoint
+WATCH = "watch-{rank}.json"  # what is counted of a rank's steps and not yet logged
 RANDOM = "random-{rank}.json"  # where the random generators of a rank stand
 STAGING = ".writing"  # a checkpoint that is not whole yet; never resumed from
 REMOVING = ".removing"  # a checkpoint that goes
@@ -244,6 +245,23 @@ def check_resume(checkpoint: Path, keeping: Keeping) -> None:
         )  # fmt: skip
     if keeping.best is not None and manifest["best"] is not None:
         keeping.best.take(manifest["best"], checkpoint.parent)
+
+
+def write_watch(checkpoint: Path, rank: int, state: dict[str, Any]) -> None:
+    """Write what this rank has counted and not yet logged."""
+    path = checkpoint / WATCH.format(rank=rank)
+    path.write_text(json.dumps(state), encoding="utf-8")
+
+
+def read_watches(checkpoint: Path, rank: int, num_ranks: int) -> list[dict[str, Any]]:
+    """Return what the ranks had counted for which this one stands, of the `num_ranks` of now."""
+    paths = sorted(checkpoint.glob(WATCH.format(rank="*")), key=rank_of)
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths[rank::num_ranks]]
+
+
+def rank_of(path: Path) -> int:
+    """Return the rank in the name of a rank's file."""
+    return int(path.stem.rsplit("-", 1)[-1])
 
 
 def write_states(checkpoint: Path, rank: int, states: States) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from sacrebleu.metrics.chrf import CHRF
 
-from data.batches import make_batch
+from data.batches import SAMPLES, make_batch
 from data.ledger import BadRow
 from data.render import Renderer, Sample
 from train.pictures import Pictures
@@ -168,12 +168,13 @@ class HeldOut:
         found: list[torch.Tensor] = []
         for chunk in _chunks(samples):
             batch = make_batch([_without_images(samples[i]) for i in chunk], None)
+            told = batch.pop(SAMPLES)
             tiles = [self.pictures.tiles(shown[i]) for i in chunk if shown[i].row.images]
             if tiles:
                 batch["pixel_values"] = torch.cat(tiles).to(model.dtype)
             batch = {key: value.to(model.device) for key, value in batch.items()}
             losses = model(**batch, token_losses=True).cpu()
-            found += losses.split([int(samples[i].supervised.sum()) for i in chunk])
+            found += losses.split([sample.num_supervised for sample in told])
         return found
 
     def answers(self, model: Any, samples: Sequence[Sample]) -> list[Answer]:

@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
 from transformers import PreTrainedModel
 
 from configs.errors import CheckpointError, DiskError
 from data.render import Renderer
-from train.arguments import rank
 from train.disk import flush, flush_folder, told_when_full
 from train.verify_export import verify_export
 
@@ -125,27 +123,6 @@ def stop_at(model: Any, token: int) -> None:
     ends = before if isinstance(before, list) else [] if before is None else [before]
     if token not in ends:
         config.eos_token_id = [*ends, token]
-
-
-def gather_weights(model: Any) -> None:
-    """Give the modules on rank 0 the whole weights that ZeRO-3 has shared out. All ranks call this.
-
-    Nothing can be trained or measured afterwards. Without ZeRO-3 nothing happens.
-    """
-    shared_out = [p for p in model.parameters() if hasattr(p, "ds_id")]
-    if not shared_out:
-        return
-    import deepspeed
-
-    whole = {}
-    for parameter in shared_out:  # one at a time: no GPU needs room for them all
-        with deepspeed.zero.GatheredParameters([parameter]):
-            if rank() == 0:
-                values = parameter.detach().cpu().clone()
-                whole[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
-    for module in model.modules() if whole else ():
-        for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, whole[id(parameter)])
 
 
 def fold_adapter(model: PeftModel) -> PreTrainedModel:

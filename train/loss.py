@@ -15,15 +15,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from configs.errors import CheckpointError
 from data.render import IGNORED
+from train.attention import boundaries
+from train.head import chunked_losses
 
 log = logging.getLogger(__name__)
-CHUNK = 1024  # supervised tokens whose logits are held at once: 1 GiB in float32 at K = 256,000
 
 
 def logit_scale_of(model: PreTrainedModel) -> float:
@@ -47,6 +48,7 @@ def add_token_losses(model: PreTrainedModel) -> None:
             return inner_forward(*args, **kwargs)
         labels = kwargs.pop("labels")
         kwargs["use_cache"] = False
+        kwargs |= boundaries(self, kwargs.get("position_ids"))
         without_pictures = self.training and kwargs.get("pixel_values") is None
         with _vision_beside_text(self) if without_pictures else contextlib.nullcontext():
             hidden = self.model(*args, **kwargs).last_hidden_state
@@ -69,24 +71,7 @@ def supervised_losses(
     """
     targets = labels[:, 1:]
     chosen = targets != IGNORED
-    states, wanted = hidden[:, :-1][chosen], targets[chosen]
-    needs_grad = torch.is_grad_enabled() and (states.requires_grad or head.requires_grad)
-    chunks = []
-    for part, want in zip(states.split(CHUNK), wanted.split(CHUNK), strict=True):
-        if needs_grad and len(states) > CHUNK:
-            chunks.append(
-                checkpoint(_chunk_losses, part, want, head, logit_scale, use_reentrant=False)
-            )
-        else:
-            chunks.append(_chunk_losses(part, want, head, logit_scale))
-    return torch.cat(chunks)
-
-
-def _chunk_losses(
-    states: torch.Tensor, targets: torch.Tensor, head: torch.Tensor, logit_scale: float
-) -> torch.Tensor:
-    logits = functional.linear(states, head).float() * logit_scale
-    return functional.cross_entropy(logits, targets, reduction="none")
+    return chunked_losses(hidden[:, :-1][chosen], targets[chosen], head, logit_scale)
 
 
 def vision_parameters(model: Any) -> Iterator[nn.Parameter]:
@@ -101,11 +86,16 @@ def vision_parameters(model: Any) -> Iterator[nn.Parameter]:
 def _vision_beside_text(model: Any) -> Iterator[None]:
     """Run the vision parts on a black tile and add 0 times the result to the embedded text.
 
-    DDP and ZeRO wait on every rank for the gradient of all that trains; ZeRO-3 also needs every
-    rank to run the same modules, frozen or not, in the same order. A rank without pictures would
-    hang them (ms-swift 9639, DeepSpeed 7170). Hence where a picture would be: before the decoder.
+    DDP and ZeRO wait on every rank for the gradient of all that trains; ZeRO-3 and FSDP2 also need
+    every rank to run the same modules, frozen or not, in the same order. A rank without pictures
+    would hang them (ms-swift 9639, DeepSpeed 7170). Hence where a picture would be: before the
+    decoder.
     """
-    if not any(p.requires_grad or hasattr(p, "ds_id") for p in vision_parameters(model)):
+    # Of parameters that are shared out every rank gathers each, frozen or not: `ds_id` is ZeRO-3's.
+    if not any(
+        p.requires_grad or hasattr(p, "ds_id") or isinstance(p, DTensor)
+        for p in vision_parameters(model)
+    ):
         yield
         return
 

@@ -63,7 +63,14 @@ VLM_MODEL_TYPES: Mapping[str, tuple[Row, ...]] = MappingProxyType(
     }
 )
 TEXT_MODEL_TYPES: Mapping[str, tuple[Row, ...]] = MappingProxyType(
-    {"cohere2": _TEXT_LM, "cohere": _TEXT_LM, "llama": _TEXT_LM}
+    {
+        "cohere2": _TEXT_LM,
+        "cohere": _TEXT_LM,
+        "llama": _TEXT_LM,
+        "mistral": _TEXT_LM,
+        "qwen3": _TEXT_LM,
+        "gemma3_text": _TEXT_LM,
+    }
 )
 
 

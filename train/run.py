@@ -8,10 +8,18 @@ from typing import Any
 import torch
 
 from configs.errors import Preempted
-from configs.schema import EngineKind, TrainConfig
+from configs.schema import DEEPSPEED, EngineKind, NonFinite, Quantization, TrainConfig
 from data.balance import describe_balance, step_balance
 from data.build import TrainingData, build_training_data, describe_samples
-from train.arguments import build_arguments, check_ranks, num_ranks, rank
+from train import fsdp
+from train.arguments import (
+    build_arguments,
+    check_ranks,
+    computes_in_bf16,
+    device_of_rank,
+    num_ranks,
+    rank,
+)
 from train.attention import check_attention
 from train.best import Best
 from train.build import build_model
@@ -27,12 +35,17 @@ from train.checkpoints import (
 )
 from train.disk import told_when_full
 from train.evaluation import HeldOut, Results
-from train.export import export_model, gather_weights
+from train.export import export_model
+from train.gather import gather_weights
 from train.held_out import prepare_held_out
 from train.loss import add_token_losses, check_against_text_class
+from train.meter import Meter
 from train.preempt import StopOnSignal
 from train.process import set_up_process
+from train.quantize import quantize, take_trained
 from train.run_folder import RunFolder, to_plain
+from train.stability import SpikeWatch
+from train.step_watch import StepWatch
 from train.tracking import Tracker, start_tracker, truncate_metrics
 from train.trainer import GraftTrainer
 from train.what_trains import PartRow, format_table, hold_in_float32, set_what_trains
@@ -85,13 +98,43 @@ def planned_steps(config: TrainConfig, data: TrainingData) -> int:
 
 def prepare_model(config: TrainConfig, processing_class: Any) -> tuple[Any, list[PartRow]]:
     """Return the model with our loss, checked, and the table of what trains."""
-    model = build_model(config.model, processing_class)
+    # With FSDP2 rank 0 alone reads a VLM and gives the others their parts: not every process of a
+    # machine holds all of it at once.
+    empty = config.engine.kind is EngineKind.fsdp2 and rank() > 0
+    half = computes_in_bf16(config)
+    model = build_model(config.model, processing_class, half=half, empty=empty)
     add_token_losses(model)
-    check_against_text_class(model)
+    if model.device.type != "meta":
+        check_against_text_class(model)
+    if config.adapter.quantization is Quantization.nf4:
+        quantize_decoder(config, model)
     model, table = set_what_trains(model, config.stage.parts, config.adapter)
-    if config.engine.kind is EngineKind.ddp:  # DeepSpeed keeps float32 copies of its own
+    if config.engine.kind not in DEEPSPEED:  # it keeps float32 copies of its own
         hold_in_float32(model, config.stage.parts)
     return model, table
+
+
+def quantize_decoder(config: TrainConfig, model: Any) -> None:
+    """Hold the decoder's linear layers in 4 bits, on the device of this process."""
+    decoder = getattr(model.model, "language_model", model.model)
+    dtype = torch.bfloat16 if computes_in_bf16(config) else torch.float32
+    num_layers = quantize(decoder, device=device_of_rank(), compute_dtype=dtype)
+    log.info("%d linear layers of the decoder are held in 4 bits (nf4)", num_layers)
+
+
+def on_original_weights(config: TrainConfig, model: Any, processing_class: Any) -> Any:
+    """Return the trained model over a decoder that was not quantized, to be exported.
+
+    The adapter was trained over 4-bit weights, and what was measured is those; over the weights
+    they were made of it answers slightly otherwise.
+    """
+    log.info(
+        "adapter.quantization: the export folds the adapter into the weights as they were loaded, "
+        "not into their 4-bit copies that it was trained and measured with"
+    )
+    original = build_model(config.model, processing_class)
+    original, _ = set_what_trains(original, config.stage.parts, config.adapter)
+    return take_trained(original, model)
 
 
 def log_plan(config: TrainConfig, data: TrainingData, table: list[PartRow], num_steps: int) -> None:
@@ -150,7 +193,7 @@ def run_stage(
     trainer = build_trainer(
         config, model, table, processing_class, data, num_steps, callbacks, keeping
     )
-    callback.trainer = trainer
+    callback.trainer, trainer.on_saving = trainer, callback.before_saving
     ended: dict[str, bool] = {"failed": True}
     try:
         with stop:
@@ -185,9 +228,12 @@ def export_run(
     gather_weights(trainer.model)
     if not trainer.is_world_process_zero():
         return
+    trained, processing_class = trainer.model, trainer.processing_class
+    if config.adapter.quantization is not Quantization.none:
+        trained = on_original_weights(config, trained, processing_class)
     export_model(
-        trainer.model,
-        trainer.processing_class,
+        trained,
+        processing_class,
         folder.export,
         dtype=getattr(torch, config.model.dtype.value),
         card=model_card(config, table, results),
@@ -215,15 +261,29 @@ def build_trainer(
     keeping: Keeping | None = None,
 ) -> GraftTrainer:
     """Return the trainer of a run; several processes find each other here."""
+    arguments = build_arguments(config, RunFolder(config.output_dir).checkpoints, num_steps)
+    if config.engine.kind is EngineKind.fsdp2:
+        fsdp.shard(model, arguments.device)
     return GraftTrainer(
         model,
-        build_arguments(config, RunFolder(config.output_dir).checkpoints, num_steps),
+        arguments,
         data,
         processing_class,
         num_steps=num_steps,
         learning_rates={row.part: row.learning_rate for row in table},
         callbacks=callbacks,
         keeping=keeping or what_is_kept(config),
+        watch=build_watch(config),
+    )
+
+
+def build_watch(config: TrainConfig) -> StepWatch:
+    """Return what watches the steps of this rank."""
+    return StepWatch(
+        Meter(max_tokens=config.data.max_tokens),
+        SpikeWatch(config.optim.spike_deviations),
+        skip_nonfinite=config.optim.on_nonfinite is NonFinite.skip,
+        logging_steps=config.tracker.logging_steps,
     )
 
 

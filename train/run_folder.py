@@ -24,15 +24,16 @@ FREE = (
     "tracker",
     "checkpoint",
     "export",
-    "engine.kind",  # what a checkpoint holds decides: train/checkpoints.py
     "evaluation",
     "engine.num_threads",
     "engine.gradient_checkpointing",
+    "engine.activation_offloading",
     "data.max_bad_ratio",
     "data.num_workers",
     "data.num_index_workers",
     "data.cache_dir",
 )
+SAME_CHECKPOINTS = {"single", "ddp", "fsdp2"}  # one of these goes on from what another saved
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "wandb")
 
 
@@ -157,7 +158,12 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 def _differing(before: Any, now: Any) -> list[tuple[str, Any, Any]]:
     old, new = _flat(before), _flat(now)
     keys = [key for key in {**old, **new} if not any(_under(key, free) for free in FREE)]
-    return [(k, old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)]
+    differing = [(k, old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)]
+    return [
+        (key, then, today)
+        for key, then, today in differing
+        if not (key == "engine.kind" and {then, today} <= SAME_CHECKPOINTS)
+    ]
 
 
 def _under(key: str, parent: str) -> bool:

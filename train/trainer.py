@@ -4,8 +4,10 @@ Everything else (devices, engines, accumulation, schedule, resume) is TRL's, tra
 accelerate's.
 """
 
+import contextlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,11 +16,11 @@ from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback
-from transformers.trainer import TRAINING_ARGS_NAME
-from trl import SFTConfig, SFTTrainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINING_ARGS_NAME
+from trl import SFTTrainer
 
 from configs.errors import CheckpointError, DataError, DiskError
-from data.batches import BAD_ROWS
+from data.batches import BAD_ROWS, SAMPLES
 from data.build import TrainingData
 from data.ledger import BadRow
 from data.loader import (
@@ -29,7 +31,8 @@ from data.loader import (
     take_first,
     told_by_worker,
 )
-from train.arguments import gather_objects
+from train import fsdp
+from train.arguments import GraftArguments, gather_objects
 from train.build_model import load_weights
 from train.checkpoints import (
     RANDOM,
@@ -41,13 +44,17 @@ from train.checkpoints import (
     finish,
     last_size,
     read_states,
+    read_watches,
     retain,
     step_of,
     write_states,
+    write_watch,
 )
 from train.disk import told_when_full
+from train.offload import offloading
 from train.parts import Part
 from train.random_state import derive_random_state, random_state, set_random_state
+from train.step_watch import StepWatch
 from train.what_trains import trainable_by_part
 
 
@@ -62,7 +69,7 @@ class GraftTrainer(SFTTrainer):
     def __init__(
         self,
         model: Any,
-        args: SFTConfig,
+        args: GraftArguments,
         data: TrainingData,
         processing_class: Any,
         *,
@@ -70,10 +77,13 @@ class GraftTrainer(SFTTrainer):
         learning_rates: dict[Part, float],
         callbacks: list[Any],
         keeping: Keeping,
+        watch: StepWatch,
     ) -> None:
         """Take a model prepared by `add_token_losses` and `set_what_trains`."""
         self.learning_rates = learning_rates
         self.keeping, self.best_is_due = keeping, False
+        self.last_saved: int | None = None  # step
+        self.on_saving: Callable[[], object] = lambda: None  # before a checkpoint is written
         self.packs = data.packs_of(args.process_index, args.world_size)
         self.first_step = 0
         num_workers = args.dataloader_num_workers
@@ -87,8 +97,7 @@ class GraftTrainer(SFTTrainer):
             lambda: self.packs.jobs(self.first_step), num_steps * args.gradient_accumulation_steps
         )
         self.bad_rows: list[BadRow] = []  # met since they were last taken
-        self.counts = dict.fromkeys(("tokens", "supervised_tokens", "tiles"), 0)
-        self.data_wait_seconds = 0.0
+        self.watch = watch
         super().__init__(
             model=model,
             args=args,
@@ -98,6 +107,12 @@ class GraftTrainer(SFTTrainer):
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)  # ours shows progress
+        if args.offload:
+            cast(
+                Any, self
+            ).maybe_activation_offload_context = offloading()  # TRL enters it at each step
+        # The name of what we need: neither wrap the model nor shard it, for it is sharded already.
+        self.is_distributed_loading_by_transformers = fsdp.is_sharded(self.model)
         # compute_loss divides by the supervised tokens of the global batch.
         self.model_accepts_loss_kwargs = True
 
@@ -114,8 +129,10 @@ class GraftTrainer(SFTTrainer):
         weigh a token by how few others share its pack.
         """
         assert num_items_in_batch is not None
-        self._count(inputs)
+        self.watch.peaks.enter("forward")
         losses = model(**inputs, token_losses=True)
+        self.watch.meter.add_losses(losses)
+        self.watch.peaks.enter("backward")
         # 1 where every row of the step proved bad: nothing is learned, and nothing is divided by 0.
         num_items = torch.as_tensor(num_items_in_batch).clamp(min=1)
         return losses.sum() * (self.args.world_size / num_items)
@@ -140,7 +157,10 @@ class GraftTrainer(SFTTrainer):
             )
         if resume_from_checkpoint:
             self.first_step = step_of(Path(resume_from_checkpoint))
+            self.last_saved = self.first_step
             self.packs.go_on(read_states(Path(resume_from_checkpoint)))
+            rank, num_ranks = self.args.process_index, self.args.world_size
+            self.watch.load_states(read_watches(Path(resume_from_checkpoint), rank, num_ranks))
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except (RuntimeError, ConnectionError, EOFError) as error:
@@ -183,36 +203,77 @@ class GraftTrainer(SFTTrainer):
         except DataError as error:
             # A worker's error comes with its whole stack; the last paragraph is the message.
             raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
-        for batch in fetched[0]:
+        batches, num_items = fetched
+        for batch in batches:
             self.bad_rows += batch.pop(BAD_ROWS, [])
-        self.data_wait_seconds += time.perf_counter() - start
+        packs = [batch.pop(SAMPLES) for batch in batches]
+        self.watch.begin(packs, num_items, time.perf_counter() - start)
         return fetched
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the learning rate of each part to what is logged."""
-        if self.optimizer is not None and "loss" in logs:
-            logs.pop("learning_rate", None)
-            for group in self.optimizer.param_groups:
-                logs[f"learning_rate/{group.get('part', 'all')}"] = group["lr"]
-        super().log(logs, start_time)
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the loss of a micro-batch, for transformers' own sum, which is not told."""
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            self.watch.measure_parts(self.model, self.state.global_step + 1)
+        return loss
 
-    def _count(self, inputs: dict[str, Any]) -> None:
-        self.counts["tokens"] += inputs["input_ids"].numel()
-        self.counts["supervised_tokens"] += int((inputs["labels"] != -100).sum())
-        if "pixel_values" in inputs:
-            self.counts["tiles"] += len(inputs["pixel_values"])
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Return the norm of the gradient; a step that may not be made is left without one."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self.watch.peaks.enter("optimizer")
+        if not self.watch.check(self.model, grad_norm, self.state.global_step + 1):
+            model.zero_grad(set_to_none=True)  # AdamW passes over what has no gradient
+        self.watch.learning_rates = self._learning_rates()
+        return grad_norm
+
+    def _learning_rates(self) -> dict[str, float]:
+        groups = [] if self.optimizer is None else self.optimizer.param_groups
+        return {str(group.get("part", "all")): float(group["lr"]) for group in groups}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load weights by the names they have in files; PEFT and engines load their own."""
-        if isinstance(self.model, PeftModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
+        """Load weights by the names they have in files; PEFT and DeepSpeed load their own."""
+        if not isinstance(self.model, PeftModel):
             load_weights(cast(Any, self.model), Path(resume_from_checkpoint))
+        elif fsdp.is_sharded(self.model):
+            fsdp.load_adapter(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write whole weights, of FSDP2 too."""
+        if not fsdp.is_sharded(self.model):
+            super().save_model(output_dir, _internal_call)
+            return
+        state = fsdp.whole_weights(cast(Any, self.model))
+        if self.args.should_save:
+            self._save(output_dir, state)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not fsdp.is_sharded(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = fsdp.whole_optimizer(self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not fsdp.is_sharded(self.model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        fsdp.load_optimizer(self.optimizer, Path(checkpoint) / OPTIMIZER_NAME)
+        schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+        cast(Any, self.lr_scheduler).load_state_dict(schedule)
+
+    def _defer_fsdp_gradient_reduction(self) -> Any:
+        """Reduce at every micro-batch: whole gradients, kept to the last, are what FSDP2 saves."""
+        return contextlib.nullcontext()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write the checkpoint beside its place and rename it, so that it is whole or not there."""
         run_dir, step = Path(str(self.args.output_dir)), self.state.global_step
         self.best_is_due = False
+        self.on_saving()
         staged = begin(run_dir, step) if self.args.should_save else None
         try:
             with told_when_full(f"checkpoint-{step}", run_dir, num_bytes=last_size(run_dir)):
@@ -224,6 +285,7 @@ class GraftTrainer(SFTTrainer):
         except DiskError:
             clear_leftovers(run_dir)
             raise
+        self.last_saved = step
         self.accelerator.wait_for_everyone()
 
     def _write_checkpoint(self, staging: Path, model: Any, trial: Any) -> None:
@@ -237,7 +299,9 @@ class GraftTrainer(SFTTrainer):
         folder = checkpoint_at(staging, self.state.global_step)
         # A pickle of any class, which nobody reads: config.yaml has it all.
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        write_states(folder, self.args.process_index, self.packs.state_at(self.state.global_step))
+        rank = self.args.process_index
+        write_states(folder, rank, self.packs.state_at(self.state.global_step))
+        write_watch(folder, rank, self.watch.state())
 
     def _save_rng_state(self, output_dir: str) -> None:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
@@ -264,7 +328,7 @@ class GraftTrainer(SFTTrainer):
         if best is None or not best.measure(gather_objects(metrics)[0], step):
             return
         run_dir = Path(str(self.args.output_dir))
-        if not checkpoint_at(run_dir, step).is_dir():
+        if step != self.last_saved:
             self.best_is_due = True
         elif self.args.should_save:  # after the last step, which is saved before it is measured
             retain(run_dir, self.keeping)

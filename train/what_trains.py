@@ -2,18 +2,20 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from configs.errors import ConfigError
 from configs.schema import AdapterConfig, PartMode, PartsConfig
 from train.loss import black_tile_features, frozen_without_graph, vision_parameters
-from train.parts import PARTS, Part, find_part
+from train.parts import PARTS, Part, find_part, list_first
+from train.quantize import is_quantized, num_values
 
 log = logging.getLogger(__name__)
 # Module names in memory, the same in every family of train/parts.py.
@@ -48,8 +50,8 @@ def set_what_trains(
         the model (wrapped by PEFT where a part has mode `lora`) and the table of what trains.
 
     Raises:
-        ConfigError: a part with mode `lora` has no linear layer, or lies beside a decoder with
-            mode `full`.
+        ConfigError: a part with mode `lora` has no linear layer that is asked for, or lies beside
+            a decoder with mode `full`; adapters are elsewhere than asked.
     """
     modes: dict[Part, PartMode] = {part: getattr(parts, part).mode for part in PARTS}
     present = {part_of(model, name) for name, _ in model.named_parameters()}
@@ -125,27 +127,32 @@ def _add_adapters(model: Any, modes: dict[Part, PartMode], adapter: AdapterConfi
         if mode is PartMode.full
     ]
     targets = [
-        _linear_pattern(model, part) for part, mode in modes.items() if mode is PartMode.lora
+        name
+        for part, mode in modes.items()
+        if mode is PartMode.lora
+        for name in _linear_layers(model, part, adapter.target_modules)
     ]
+    _check_names(targets, adapter.target_modules)
     config = LoraConfig(
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,
         lora_dropout=adapter.lora_dropout,
         use_rslora=adapter.use_rslora,
         use_dora=adapter.use_dora,
-        target_modules="|".join(targets),
+        target_modules=_pattern(targets),
         modules_to_save=whole or None,
         task_type="CAUSAL_LM",
     )
+    # PEFT asks the model; TRL would hold adapters in bfloat16 if it could ask too.
+    model.is_loaded_in_4bit = any(is_quantized(p) for p in model.parameters())
     wrapped = get_peft_model(model, config)
-    for name, _ in wrapped.named_parameters():
-        if ADAPTER.search(name) and modes[part_of(wrapped, name)] is not PartMode.lora:
-            raise ConfigError(f"adapter: {name} lies outside the parts with mode lora")
+    del model.is_loaded_in_4bit
+    _check_scope(wrapped, targets)
     return wrapped
 
 
-def _linear_pattern(model: Any, part: Part) -> str:
-    """Return a pattern of full module names: the linear layers of one part, no head."""
+def _linear_layers(model: Any, part: Part, wanted: Sequence[str]) -> list[str]:
+    """Return the names of the linear layers of one part, no head; with `wanted`, of those."""
     names = [
         name
         for name, module in model.named_modules()
@@ -155,12 +162,49 @@ def _linear_pattern(model: Any, part: Part) -> str:
     ]
     if not names:
         raise ConfigError(f"stage.parts.{part}.mode: is lora, but the part has no linear layer")
-    leaves = sorted({name.rsplit(".", 1)[-1] for name in names})
-    prefix = next(m for m in MODULES[part] if all(name.startswith(f"{m}.") for name in names))
-    pattern = rf"{re.escape(prefix)}\..*\.({'|'.join(leaves)})"
-    matched = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
-    assert set(matched) == set(names), "a linear layer shares its name with another module"
-    return pattern
+    leaves = sorted({_leaf(name) for name in names})
+    chosen = [name for name in names if not wanted or _leaf(name) in wanted]
+    if not chosen:
+        raise ConfigError(
+            f"adapter.target_modules: {list(wanted)} names no linear layer of the {part}, whose "
+            f"mode is lora; it has {', '.join(leaves)}"
+        )
+    return chosen
+
+
+def _check_names(targets: Sequence[str], wanted: Sequence[str]) -> None:
+    leaves = {_leaf(name) for name in targets}
+    if unmatched := [name for name in wanted if name not in leaves]:
+        raise ConfigError(
+            f"adapter.target_modules: {', '.join(unmatched)} names no linear layer of a part with "
+            f"mode lora; matched: {', '.join(sorted(leaves))}"
+        )
+
+
+def _pattern(names: Sequence[str]) -> str:
+    """Return a pattern of these names alone, short by writing any number for the layers'."""
+    shapes = sorted({re.sub(r"\\\.\d+\\\.", r"\\.\\d+\\.", re.escape(name)) for name in names})
+    return "|".join(shapes)
+
+
+def _check_scope(wrapped: PeftModel, targets: Sequence[str]) -> None:
+    """Hold where adapters are against where they were to be: a pattern may match more, or less."""
+    found = {
+        name.removeprefix(PEFT_PREFIX)
+        for name, module in wrapped.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    if differing := sorted(found ^ set(targets)):
+        kinds = {part_of(wrapped, f"{name}.weight") for name in found - set(targets)}
+        where = f", of {' and '.join(sorted(kinds))}" if kinds else ""
+        raise ConfigError(
+            f"adapter: {len(found)} layers have one, {len(targets)} were to; they differ in "
+            f"{list_first(differing)}{where}"
+        )
+
+
+def _leaf(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
 
 
 def _freeze_unreached(model: Any) -> None:
@@ -193,7 +237,7 @@ def _table(model: Any, parts: PartsConfig, modes: dict[Part, PartMode]) -> list[
         if "original_module" in name:
             continue
         part = part_of(model, name)
-        total[part] += parameter.numel()
+        total[part] += num_values(parameter)
         trainable[part] += parameter.numel() if parameter.requires_grad else 0
     return [
         PartRow(part, modes[part], getattr(parts, part).learning_rate, trainable[part], total[part])

@@ -76,6 +76,30 @@ def test_keys_that_a_kind_does_not_read(told: str) -> None:
     assert refused("train", names).endswith("n.held_out: is not read by kind=concept_names")
 
 
+def test_a_shape_that_a_loaded_model_brings_itself() -> None:
+    """It would be ignored in silence; the size of tiles is for both."""
+    loaded = ["model=compose", "model.decoder.path=a", "model.vision_tower.path=b"]
+    told = refused(
+        "train", *loaded, "model.decoder.hidden_size=96", "model.vision_tower.patch_size=14"
+    )
+    assert [line.strip() for line in told.splitlines()] == [
+        f"model.{key}: is of a fresh one; that of model.{part}.path brings its own"
+        for part, key in (("decoder", "decoder.hidden_size"),
+                          ("vision_tower", "vision_tower.patch_size"))
+    ]  # fmt: skip
+    assert load_config("train", [*loaded, "model.vision_tower.image_size=364"])
+
+
+def test_a_part_of_a_model_that_is_not_put_together() -> None:
+    vlm = ["model=vlm", "model.path=a"]
+    assert "model.decoder.path: is not read when model.kind=vlm" in refused(
+        "train", *vlm, "model.decoder.path=b"
+    )
+    assert "model.vision_tower.path: is only read when model.kind=compose" in refused(
+        "train", *vlm, "model.vision_tower.path=b"
+    )
+
+
 def test_an_adapter_for_nobody() -> None:
     assert refused("train", "adapter.r=8").startswith(
         "adapter: is given, but no part has mode lora"

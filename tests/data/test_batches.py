@@ -1,5 +1,6 @@
 """Packed batches: shapes, restarts, labels, pixels in order, and no dependence on ranks."""
 
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from data_pico import PLENTY, asked, bare_sample, encode, in_memory, noise, picture
 
 from configs.errors import DataError
-from data.batches import make_batch
+from data.batches import SAMPLES, make_batch
 from data.loader import Job
 from data.pack import PackPlan
 from data.packs import PlannedPacks
@@ -45,8 +46,29 @@ def test_a_batch_holds_its_samples_one_after_the_other(tiling_renderer: Renderer
 
 def test_a_sample_never_predicts_the_first_token_of_the_next(renderer: Renderer) -> None:
     """Labels are shifted over the whole pack, so the first of each sample must be ignored."""
-    for sample in samples_of(renderer):
-        assert sample.labels[0] == IGNORED
+    samples = [
+        replace(sample, supervised=np.ones_like(sample.supervised))  # plain text may be so
+        for sample in samples_of(renderer)
+    ]
+    batch = make_batch([replace(s, row=replace(s.row, images=()), num_tiles=()) for s in samples],
+                       None)  # fmt: skip
+    starts = batch["position_ids"] == 0
+    assert int(starts.sum()) == 3
+    assert torch.equal(batch["labels"] == IGNORED, starts)
+    assert [told.num_supervised for told in batch[SAMPLES]] == [s.num_tokens - 1 for s in samples]
+
+
+def test_a_batch_tells_of_its_samples(tiling_renderer: Renderer) -> None:
+    samples = samples_of(tiling_renderer)
+    told = make_batch(samples, tiling_renderer.image_processor)[SAMPLES]
+    for one, sample in zip(told, samples, strict=True):
+        row = sample.row
+        assert (one.source, one.id, one.language) == (row.source, row.id, row.language)
+        assert (one.num_tokens, one.num_supervised) == (
+            sample.num_tokens, int(sample.supervised.sum()),
+        )  # fmt: skip
+        assert (one.num_images, one.num_tiles) == (len(row.images), sum(sample.num_tiles))
+        assert str(one) == f"{row.source}/{row.id}"
 
 
 def test_pixels_stand_in_the_order_of_their_tokens(tiling_renderer: Renderer) -> None:
@@ -67,7 +89,7 @@ def test_pixels_stand_in_the_order_of_their_tokens(tiling_renderer: Renderer) ->
 
 def test_text_alone_has_no_pixels(renderer: Renderer) -> None:
     assert set(make_batch([samples_of(renderer)[1]], None)) == {
-        "input_ids", "position_ids", "labels",
+        "input_ids", "position_ids", "labels", "samples",
     }  # fmt: skip
 
 

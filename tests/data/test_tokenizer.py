@@ -6,12 +6,23 @@ from typing import Any
 import pytest
 from data_pico import udhr
 from jinja2 import TemplateError
+from pico_families import FAMILIES, WORDS, make_tokenizer
 from transformers import AutoTokenizer, CohereTokenizer, GPT2Tokenizer
 
 from configs.errors import CheckpointError
 from configs.languages import LANGUAGES
 from data.number_words import number_words
-from data.tokenizer import IMAGE_TOKENS, TURN_TOKENS, prepare_for_images, train_tokenizer
+from data.tokenizer import (
+    CHAT_TEMPLATE,
+    IMAGE_TOKENS,
+    SAVED_WHOLE,
+    TURN_TOKENS,
+    _rules,
+    ids_added,
+    prepare_for_images,
+    processor_tokens,
+    train_tokenizer,
+)
 
 
 def ids(tokenizer: Any, text: str) -> list[int]:
@@ -109,32 +120,104 @@ def test_the_template_refuses_an_unknown_role(tokenizer: Any) -> None:
 
 
 def text_lm_tokenizer() -> Any:
-    """A Cohere tokenizer with turn tokens, and neither image tokens nor our template."""
-    own = CohereTokenizer().train_new_from_iterator(
+    """A Cohere tokenizer with turn tokens, and neither image tokens nor a template."""
+    return CohereTokenizer().train_new_from_iterator(
         ["a few words"], 400, new_special_tokens=TURN_TOKENS, show_progress=False
     )
-    own.chat_template = "{{ messages[0].content }}"
-    return own
 
 
 def test_a_text_lms_tokenizer_gains_what_pictures_need() -> None:
     own = text_lm_tokenizer()
     before = own.get_vocab()
-    assert prepare_for_images(own) == len(IMAGE_TOKENS)
+    own = prepare_for_images(own)
+    assert ids_added(own) == list(range(len(before), len(before) + len(IMAGE_TOKENS)))
     assert {token: own.get_vocab()[token] for token in before} == before
-    for token in IMAGE_TOKENS:
+    for token in processor_tokens(own).values():
         assert ids(own, token) == [own.convert_tokens_to_ids(token)]
-        assert own.get_vocab()[token] >= len(before)
+        assert own.get_vocab()[token] in ids_added(own)
+    assert own.chat_template == CHAT_TEMPLATE.read_text(encoding="utf-8")
     assert own.apply_chat_template(CONVERSATION, tokenize=False) == WRITTEN
-    assert prepare_for_images(own) == 0
+    again = prepare_for_images(own)
+    assert ids_added(again) == []
+    assert again.get_vocab() == own.get_vocab()
 
 
 def test_what_a_tokenizer_has_is_not_added_again(tokenizer: Any) -> None:
-    own = copy.deepcopy(tokenizer)
-    assert prepare_for_images(own) == 0
+    own = prepare_for_images(copy.deepcopy(tokenizer))
+    assert ids_added(own) == []
     assert own.get_vocab() == tokenizer.get_vocab()
+    assert set(processor_tokens(own).values()) == set(IMAGE_TOKENS)
 
 
-def test_a_tokenizer_without_turn_tokens_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="so far only Cohere's turn tokens"):
+def test_a_tokenizer_without_a_template_is_refused_with_a_way_out() -> None:
+    with pytest.raises(
+        CheckpointError, match=r"has no chat template, .* put a chat_template.jinja"
+    ):
         prepare_for_images(GPT2Tokenizer())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_words_are_read_as_before(name: str) -> None:
+    """Also those that hold the name of a tile, which upstream makes a special token."""
+    before, own = make_tokenizer(name), prepare_for_images(make_tokenizer(name))
+    for text in ("REPTILES and TILES", "TILE_1 TILE_GLOBAL", "an  हाथी\n🐘 <b>", "".join(WORDS)):
+        assert ids(own, text) == ids(before, text)
+        assert own.decode(ids(own, text)) == before.decode(ids(before, text))
+    for text, number in before.get_vocab().items():
+        assert own.get_vocab()[text] == number
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_image_tokens_of_every_family_are_single(name: str) -> None:
+    own = prepare_for_images(make_tokenizer(name))
+    tokens = processor_tokens(own)
+    assert tokens["image_token"] == FAMILIES[name].placeholder
+    assert (tokens["tile_token"], tokens["tile_global_token"]) == ("<|TILE|>", "<|TILE_GLOBAL|>")
+    for token in tokens.values():
+        number = own.convert_tokens_to_ids(token)
+        assert ids(own, f"ab{token}cd").count(number) == 1
+        assert own.decode([number], skip_special_tokens=True) == ""
+    assert len(ids_added(own)) == (6 if name == "gemma3_text" else 7)
+    assert len(own) == len(make_tokenizer(name)) + len(ids_added(own))
+    assert own.pad_token_id is not None
+
+
+def test_the_special_tokens_of_a_family_stay_special() -> None:
+    own = prepare_for_images(make_tokenizer("qwen3"))
+    assert "<|im_end|>" in own.all_special_tokens
+    assert own.decode(ids(own, "a<|im_end|>"), skip_special_tokens=True) == "a"
+    assert (own.eos_token, own.pad_token) == ("<|endoftext|>", "<|endoftext|>")
+
+
+def test_a_word_of_the_vocabulary_is_no_image_token() -> None:
+    """`TILE` may be a plain token of an LM: it is not taken for the one that tiles are told by."""
+    own = CohereTokenizer().train_new_from_iterator(
+        ["TILE " * 50], 400, new_special_tokens=TURN_TOKENS, show_progress=False
+    )
+    assert "TILE" in own.get_vocab()
+    own = prepare_for_images(own)
+    assert processor_tokens(own)["tile_token"] == "<|TILE|>"
+
+
+def test_a_tokenizer_that_forgets_how_it_reads_is_taken_as_a_plain_one(tmp_path: Any) -> None:
+    """LlamaTokenizer (5.23) loses `legacy`, and with it a space before each stretch of text."""
+    own, text = make_tokenizer("mistral"), "<s>[INST]a[/INST]b"
+    own.save_pretrained(tmp_path / "before")
+    assert ids(AutoTokenizer.from_pretrained(tmp_path / "before"), text) != ids(own, text)
+    plain = prepare_for_images(make_tokenizer("mistral"))
+    plain.save_pretrained(tmp_path / "after")
+    assert ids(AutoTokenizer.from_pretrained(tmp_path / "after"), text) == ids(own, text)
+    assert plain.special_tokens_map.items() >= own.special_tokens_map.items()
+    assert plain.all_special_tokens[-7:] == [
+        "<image>",
+        "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>",
+        "<|TILE|>", "<|TILE_GLOBAL|>",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["cohere2", "gemma3_text", "qwen3", "llama"])
+def test_the_classes_that_are_trusted_are_what_they_were(name: str, tmp_path: Any) -> None:
+    own = prepare_for_images(make_tokenizer(name))
+    assert type(own) in SAVED_WHOLE
+    own.save_pretrained(tmp_path)
+    assert _rules(AutoTokenizer.from_pretrained(tmp_path)) == _rules(own)

@@ -68,12 +68,27 @@ def test_long_values_are_cut(configs):
 @pytest.mark.parametrize("model_type", DEFAULTS)
 def test_defaults_are_those_of_the_config_class(model_type):
     config = AutoConfig.for_model(model_type).to_dict()
-    config["rope_theta"] = config["rope_parameters"]["rope_theta"]
+    ropes = config["rope_parameters"]
+    config["rope_theta"] = ropes.get("full_attention", ropes)["rope_theta"]
+    config["rope_local_base_freq"] = ropes.get("sliding_attention", ropes)["rope_theta"]
     assert {key: config[key] for key in DEFAULTS[model_type]} == dict(DEFAULTS[model_type])
     assert find_differences(
         {"model_type": "llava", "text_config": config, "tie_word_embeddings": None},
         {"model_type": model_type},
     ) == []  # fmt: skip
+
+
+def test_gemma_3_of_both_generations():
+    """Its two ropes: `rope_theta` and `rope_local_base_freq` in files before 5."""
+    new = AutoConfig.for_model("gemma3_text").to_dict()
+    old = {"model_type": "gemma3_text", "rope_theta": 1e6, "rope_local_base_freq": 1e4,
+           "rope_scaling": None, "sliding_window_pattern": 6}  # fmt: skip
+    vlm = {"model_type": "aya_vision", "text_config": new}
+    assert differing(vlm, old) == []
+    for changed in ({"rope_local_base_freq": 2e4}, {"rope_theta": 1e4},
+                    {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}}):  # fmt: skip
+        assert differing(vlm, old | changed) == ["rope_parameters"]
+    assert differing(vlm, old | {"sliding_window_pattern": 4}) == ["layer_types"]
 
 
 @pytest.mark.parametrize("model_type", VLM_DEFAULTS)

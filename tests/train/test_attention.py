@@ -3,6 +3,10 @@
 That packed samples are kept apart is proven in test_isolation.py.
 """
 
+import logging
+from collections import defaultdict
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -21,13 +25,16 @@ from pico_models import (
 from pico_runs import SHAPES, TOWER, run
 from transformers import Cohere2Config, Cohere2ForCausalLM
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_flash_attention_utils import _process_flash_attention_kwargs
 
 from configs.errors import ConfigError
 from configs.schema import Attention
-from train.attention import check_attention, set_attention
+from train.attention import FLASH, check_attention, choose_attention, set_attention
 from train.loss import add_token_losses
 
 WORST_LOSS = 5e-6  # nats; measured 9.5e-7
+WORST_NAIVE = 2e-5  # nats, against a softmax in plain steps; measured 5.8e-6
+WORST_GRADIENT = 5e-5  # share of the largest gradient of a tensor
 WORST_KERNEL = 1e-5  # of values up to 10; measured 1.2e-6
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 FLEX = {"text_config": "flex_attention", "vision_config": "sdpa"}  # as set_attention with a GPU
@@ -39,9 +46,10 @@ def make(kind: str) -> Any:
     return model
 
 
+@pytest.mark.parametrize("kind", ["cohere2", "gemma3_text", "qwen3"])
 @pytest.mark.parametrize("length", [1, 2, WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW])
-def test_the_window_counts_from_the_start_of_each_sample(length):
-    model = make("cohere2")
+def test_the_window_counts_from_the_start_of_each_sample(length, kind):
+    model = make(kind)
     set_attention(model, Attention.sdpa_by_sample)
     torch.manual_seed(2)
     samples = [make_sample(WINDOW + 3), make_sample(length, num_supervised=length - 1)]
@@ -115,6 +123,118 @@ def test_a_decoder_with_another_mask_is_refused():
         ConfigError, match=r"proven for cohere, cohere2, .*, not for gpt2; use sdpa"
     ):
         set_attention(GPT2LMHeadModel(config), Attention.sdpa_by_sample)
+
+
+def test_a_decoder_that_sees_what_it_is_to_learn_is_refused():
+    """An option of Gemma 3, for embedding models: neither causal nor kept apart in packs."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(**TEXT, head_dim=8, use_bidirectional_attention=True)
+    for attention in (Attention.sdpa_by_sample, Attention.sdpa):
+        with pytest.raises(
+            ConfigError, match="use_bidirectional_attention, with which a token sees"
+        ):
+            set_attention(Gemma3ForCausalLM(config), attention)
+
+
+# --------------------------------------------------------------------- choice, FlashAttention
+
+
+@pytest.mark.parametrize(
+    ("changes", "half", "wanted", "why"),
+    [
+        ({}, True, Attention.flash_attention_2, "it is installed"),
+        ({"hopper": True}, True, Attention.flash_attention_3, "it is installed"),
+        ({"two": False}, True, Attention.sdpa_by_sample, "flash-attn is not installed"),
+        ({}, False, Attention.sdpa_by_sample, "it computes in float32"),
+        ({"gpu": False}, True, Attention.sdpa_by_sample, "there is no GPU"),
+        ({"head_dim": 512}, True, Attention.sdpa_by_sample, "heads of 512 are too wide"),
+        ({"gpu": False, "kind": "gpt2"}, True, Attention.sdpa, "gpt2 is not proven by sample"),
+    ],
+)
+def test_the_choice_and_its_reason_are_told(changes, half, wanted, why, monkeypatch):
+    gpu, hopper = changes.get("gpu", True), changes.get("hopper", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0) if hopper else (8, 0))
+    module = "train.attention.is_flash_attn_{}_available"
+    monkeypatch.setattr(module.format(2), lambda: gpu and changes.get("two", True))
+    monkeypatch.setattr(module.format(3), lambda: gpu)
+    config = Cohere2Config(**TEXT, head_dim=changes.get("head_dim", 8))
+    config.model_type = changes.get("kind", "cohere2")
+    chosen, told = choose_attention(config, half=half)
+    assert chosen is wanted and why in told
+
+
+def test_a_model_gets_what_was_chosen_and_the_log_says_so(caplog):
+    model = make("aya")
+    with caplog.at_level(logging.INFO):
+        set_attention(model, Attention.auto)
+    if not torch.cuda.is_available():
+        assert model.config.text_config._attn_implementation == "sdpa_by_sample"
+        assert "sdpa_by_sample (no FlashAttention: there is no GPU)" in caplog.text
+
+
+@pytest.mark.parametrize("attention", FLASH)
+def test_flash_is_refused_where_it_is_not(attention, monkeypatch):
+    for number in (2, 3):
+        monkeypatch.setattr(f"train.attention.is_flash_attn_{number}_available", lambda: False)
+    with pytest.raises(ConfigError, match=f"{attention.value}: there is no GPU, or its package"):
+        check_attention(attention)
+
+
+def naive_varlen(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, cu_seqlens_q: torch.Tensor,
+    max_seqlen_q: int, softmax_scale: float, causal: bool, window_size: Any = (-1, -1), **_: Any,
+) -> torch.Tensor:  # fmt: skip
+    """What flash_attn_varlen_func promises, for [T, heads, d]: each sample alone."""
+    assert causal and max_seqlen_q == int(cu_seqlens_q.diff().max())
+    found = []
+    for start, end in pairwise(cu_seqlens_q.tolist()):
+        one, two, three = (x[start:end].transpose(0, 1) for x in (q, k, v))
+        groups = one.shape[0] // two.shape[0]
+        two, three = two.repeat_interleave(groups, 0), three.repeat_interleave(groups, 0)
+        at = torch.arange(end - start)
+        seen = at[None] <= at[:, None]
+        if window_size[0] >= 0:
+            seen &= at[:, None] - at[None] <= window_size[0]
+        scores = (one @ two.transpose(1, 2) * softmax_scale).masked_fill(~seen, float("-inf"))
+        found.append((scores.softmax(-1) @ three).transpose(0, 1))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("kind", ["aya", "cohere2", "llama", "mistral", "qwen3"])
+def test_flash_is_told_where_samples_begin(kind, monkeypatch):
+    """With its kernel's promise in its place, for it runs on GPUs alone: losses and gradients."""
+    model, batch = make(kind), pack(make_samples(pictures=kind == "aya"))
+    set_attention(model, Attention.sdpa_by_sample)
+    ours = model(**batch, token_losses=True)
+    ours.sum().backward()
+    wanted = gradients(model)
+    process = partial(
+        _process_flash_attention_kwargs,
+        supports_mapping=defaultdict(lambda: True),
+    )
+    functions = (None, naive_varlen, None, None, None)
+    module = "transformers.modeling_flash_attention_utils.lazy_import_flash_attention"
+    monkeypatch.setattr(module, lambda _: (functions, (process, None)))
+    monkeypatch.setattr(  # nothing is worked out at each layer
+        "transformers.modeling_flash_attention_utils._is_packed_sequence", None
+    )
+    model.config.get_text_config()._attn_implementation = "flash_attention_2"
+    flash = model(**batch, token_losses=True)
+    flash.sum().backward()
+    assert float((flash - ours).detach().abs().max()) < WORST_NAIVE
+    assert largest_difference(gradients(model), wanted) < WORST_GRADIENT
+
+
+def test_lengths_are_read_once_for_all_layers(monkeypatch):
+    model, batch = make("aya"), pack(make_samples(pictures=False))
+    set_attention(model, Attention.sdpa_by_sample)
+    reads = []
+    inner = torch.Tensor.nonzero
+    monkeypatch.setattr(torch.Tensor, "nonzero", lambda self: reads.append(1) or inner(self))
+    model(**batch, token_losses=True)
+    assert len(reads) == 1
 
 
 # ------------------------------------------------------------------------ flex_attention
@@ -206,7 +326,7 @@ def test_flex_is_refused_where_there_is_no_gpu(monkeypatch):
         match=r"attn_implementation=flex_attention trains on a GPU alone, .* use sdpa_by_sample",
     ):
         set_attention(make("aya"), Attention.flex_attention)
-    for attention in set(Attention) - {Attention.flex_attention}:
+    for attention in (Attention.sdpa_by_sample, Attention.sdpa, Attention.eager):
         check_attention(attention)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     check_attention(Attention.flex_attention)

@@ -17,6 +17,7 @@ from pico_models import (
 )
 from torch.nn import functional
 
+import train.head
 import train.loss
 from configs.errors import CheckpointError
 from train.attention import set_attention  # noqa: F401 (registers sdpa_by_sample)
@@ -59,7 +60,7 @@ def gradients_of(model: Any, losses: torch.Tensor) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("chunk", [1024, 3])
 @pytest.mark.parametrize("make_model", MODELS)
 def test_losses_and_gradients_are_the_naive_ones(make_model, chunk, monkeypatch):
-    monkeypatch.setattr(train.loss, "CHUNK", chunk)
+    monkeypatch.setattr(train.head, "CHUNK", chunk)
     model = make_model()
     batch = pack(make_samples(pictures=hasattr(model.config, "vision_config")))
     theirs = naive_losses(model, batch)
@@ -72,25 +73,84 @@ def test_losses_and_gradients_are_the_naive_ones(make_model, chunk, monkeypatch)
     assert largest_difference(gradients_of(model, ours), wanted) < WORST_GRADIENT
 
 
-def test_chunks_are_never_larger_and_change_nothing(monkeypatch):
+@pytest.mark.parametrize("frozen", [True, False])
+def test_chunks_are_never_larger_and_change_nothing(frozen, monkeypatch):
+    """Logits of a frozen head are computed once; those of one that trains again in backward."""
     model = make_aya()
+    model.get_output_embeddings().weight.requires_grad_(not frozen)
     add_token_losses(model)
     batch = pack(make_samples(pictures=True))
     whole = model(**batch, token_losses=True)
     sizes = []
-    inner = train.loss._chunk_losses
+    inner = train.head._logits
 
     def spy(states, *args):
         sizes.append(len(states))
         return inner(states, *args)
 
-    monkeypatch.setattr(train.loss, "_chunk_losses", spy)
-    monkeypatch.setattr(train.loss, "CHUNK", 5)
+    monkeypatch.setattr(train.head, "_logits", spy)
+    monkeypatch.setattr(train.head, "CHUNK", 5)
     chunked = model(**batch, token_losses=True)
     assert sizes == [5, 5, 3]
     torch.testing.assert_close(chunked, whole, rtol=0, atol=WORST_LOSS)
     chunked.sum().backward()
-    assert sizes == [5, 5, 3, 3, 5, 5]  # recomputed in backward, hence not kept
+    assert sizes == ([5, 5, 3] if frozen else [5, 5, 3, 5, 5, 3])
+
+
+@pytest.mark.parametrize("make_model", MODELS)
+def test_a_frozen_head_passes_on_the_same_gradient(make_model):
+    """What LoRA and align use; a token's weight in the loss is known in backward alone."""
+    model = make_model()
+    model.get_output_embeddings().weight.requires_grad_(False)
+    batch = pack(make_samples(pictures=hasattr(model.config, "vision_config")))
+    weights = torch.linspace(-1, 2, 13)
+    (naive_losses(model, batch) * weights).sum().backward()
+    wanted = gradients(model)
+    add_token_losses(model)
+    (model(**batch, token_losses=True) * weights).sum().backward()
+    assert largest_difference(gradients(model), wanted) < WORST_GRADIENT
+
+
+@pytest.mark.parametrize("head_trains", [True, False])
+def test_the_head_in_double_precision(head_trains):
+    """Against autograd's own finite differences, each token with a weight of its own."""
+    torch.manual_seed(0)
+    states = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    head = torch.randn(6, 3, dtype=torch.float64, requires_grad=head_trains)
+    wanted = torch.tensor([0, 5, 2, 2])
+
+    def losses(one, two):
+        return train.head.chunked_losses(one, wanted, two, 0.5)
+
+    naive = functional.cross_entropy(0.5 * states @ head.T, wanted, reduction="none")
+    assert float((losses(states, head) - naive).detach().abs().max()) < 1e-6  # they are float32
+    weights = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
+    ours = torch.autograd.grad(
+        (losses(states, head) * weights).sum(), [states, head][: 1 + head_trains]
+    )
+    theirs = torch.autograd.grad((naive * weights).sum(), [states, head][: 1 + head_trains])
+    for one, two in zip(ours, theirs, strict=True):
+        assert float((one - two).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_under_autocast_it_multiplies_as_autocast_does(frozen):
+    torch.manual_seed(0)
+    states = torch.randn(9, 32, requires_grad=True)
+    head = torch.randn(64, 32, requires_grad=not frozen)
+    wanted = torch.arange(9)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = train.head.chunked_losses(states, wanted, head, 0.25)
+        logits = functional.linear(states, head).float() * 0.25
+        theirs = functional.cross_entropy(logits, wanted, reduction="none")
+    assert float((ours - theirs).detach().abs().max()) < WORST_LOSS
+    inputs = [states] if frozen else [states, head]
+    for one, two in zip(
+        torch.autograd.grad(ours.sum(), inputs),
+        torch.autograd.grad(theirs.sum(), inputs),
+        strict=True,
+    ):
+        assert float((one - two).abs().max()) < 0.01 * float(two.abs().max())  # bfloat16's own
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -99,17 +159,28 @@ def test_only_supervised_positions_reach_the_head(dtype, monkeypatch):
     model = make_aya().to(dtype)
     add_token_losses(model)
     shapes = []
-    inner = functional.cross_entropy
+    inner = train.head._logits
 
-    def spy(logits, *args, **kwargs):
+    def spy(*args):
+        logits = inner(*args)
         shapes.append((logits.shape, logits.dtype))
-        return inner(logits, *args, **kwargs)
+        return logits
 
-    monkeypatch.setattr(functional, "cross_entropy", spy)
-    batch = pack(make_samples(pictures=False))
-    losses = model(**batch, token_losses=True)
+    monkeypatch.setattr(train.head, "_logits", spy)
+    losses = model(**pack(make_samples(pictures=False)), token_losses=True)
     assert shapes == [((13, 64), torch.float32)]
     assert losses.dtype == torch.float32
+
+
+def test_no_supervised_token_is_no_loss_and_no_gradient():
+    model = make_aya()
+    add_token_losses(model)
+    batch = pack(make_samples(pictures=True))
+    batch["labels"] = torch.full_like(batch["labels"], IGNORED)
+    losses = model(**batch, token_losses=True)
+    assert losses.shape == (0,)
+    losses.sum().backward()
+    assert not any(float(g.abs().max()) for g in gradients(model).values())
 
 
 def test_logit_scale_is_applied_once():

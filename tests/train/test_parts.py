@@ -13,10 +13,16 @@ from transformers import (
     Cohere2VisionForConditionalGeneration,
     CohereConfig,
     CohereForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     SiglipVisionConfig,
 )
 
@@ -29,6 +35,7 @@ TEXT = dict(
     intermediate_size=24,
     num_hidden_layers=2,
     num_attention_heads=2,
+    num_key_value_heads=1,
     pad_token_id=0,
     bos_token_id=1,
     eos_token_id=2,
@@ -45,6 +52,9 @@ TEXT_CLASSES = {
     "cohere2": (Cohere2ForCausalLM, Cohere2Config),
     "cohere": (CohereForCausalLM, CohereConfig),
     "llama": (LlamaForCausalLM, LlamaConfig),
+    "mistral": (MistralForCausalLM, MistralConfig),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config),
+    "gemma3_text": (Gemma3ForCausalLM, Gemma3TextConfig),
 }
 
 
@@ -100,9 +110,28 @@ def test_parts_are_the_modules(model_type):
 
 
 @pytest.mark.parametrize("model_type", TEXT_MODEL_TYPES)
-def test_text_names_are_canonical(model_type, tmp_path):
+def test_a_graft_on_any_family_has_the_names_of_aya_vision(model_type, tmp_path):
+    """Its decoder's names are those of the text LM, so that the two can be merged."""
     text_class, config_class = TEXT_CLASSES[model_type]
-    model = text_class(config_class(**TEXT))
+    text = config_class(**TEXT, tie_word_embeddings=False)
+    config = AyaVisionConfig(
+        vision_config=SiglipVisionConfig(**VISION, vision_use_head=False), text_config=text,
+        alignment_intermediate_size=16, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = AyaVisionForConditionalGeneration(config)
+    wanted = set(text_class(text).state_dict())
+    for names in (list(model.state_dict()), names_on_disk(model, tmp_path)):
+        places = map_names("aya_vision", names).values()
+        assert {place.name for place in places if place.part == "decoder"} == wanted
+        assert {place.part for place in places} == set(PARTS)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("model_type", TEXT_MODEL_TYPES)
+def test_text_names_are_canonical(model_type, tied, tmp_path):
+    text_class, config_class = TEXT_CLASSES[model_type]
+    model = text_class(config_class(**TEXT, tie_word_embeddings=tied))
+    assert model.config.model_type == model_type
     for name in [*model.state_dict(), *names_on_disk(model, tmp_path)]:
         place = find_part(model_type, name)
         assert (place.part, place.name) == ("decoder", name)

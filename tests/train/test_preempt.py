@@ -98,6 +98,17 @@ def test_the_step_is_finished_and_saved(unbroken, pipeline, tmp_path, monkeypatc
     assert_same_run(run(*overrides), unbroken)
 
 
+def test_between_two_logged_steps(pipeline, tmp_path, monkeypatch):
+    """What was counted and not yet logged is in the checkpoint."""
+    command = [*vlm(pipeline.align), *SFT, "tracker.logging_steps=3", "optim.max_steps=3"]
+    unbroken = run(*command, f"output_dir={tmp_path}/unbroken")
+    with monkeypatch.context() as patch:
+        send_at(0, patch)
+        with pytest.raises(Preempted):
+            run(*command, f"output_dir={tmp_path}/run")
+    assert_same_run(run(*command, f"output_dir={tmp_path}/run"), unbroken)
+
+
 def test_while_measuring(unbroken, pipeline, tmp_path, monkeypatch):
     """Between two steps the step before is saved, measured once; after the last one as well."""
     overrides = [*vlm(pipeline.align), *SFT, f"output_dir={tmp_path}/run"]

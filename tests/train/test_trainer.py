@@ -1,11 +1,12 @@
 """The trainer against naive arithmetic: global-batch mean, groups, schedule, checkpoints."""
 
+from math import cos, pi
 from typing import Any
 
 import pytest
 import torch
 from pico_models import gradients, largest_difference
-from pico_runs import MIXED, make_trainer, run, vlm, weights
+from pico_runs import MIXED, make_trainer, metrics, run, vlm, weights
 from torch.nn import functional
 from transformers import TrainerCallback
 
@@ -33,21 +34,24 @@ class KeepGradients(TrainerCallback):
 
 def naive_losses(model: Any, trainer: Any) -> list[torch.Tensor]:
     """For each pack of the first step, the nats of its tokens, each sample forwarded alone."""
-    found = []
-    for index in range(trainer.plan.packs_per_step):
-        losses = []
-        for i in trainer.plan.pack(index):
-            sample = trainer.samples[i]
-            ids = torch.from_numpy(sample.input_ids).long()[None]
-            pixels = {}
-            if sample.row.images:
-                pixels = {"pixel_values": load_pixels(sample, trainer.batches.image_processor)}
-            logits = model(input_ids=ids, **pixels).logits[0] * model.config.text_config.logit_scale
-            chosen = torch.from_numpy(sample.supervised)[1:]
-            losses.append(functional.cross_entropy(logits[:-1][chosen], ids[0, 1:][chosen],
-                                                   reduction="none"))  # fmt: skip
-        found.append(torch.cat(losses))
-    return found
+    size = trainer.plan.packs_per_step
+    return [torch.cat(naive_pack(model, trainer, index)) for index in range(size)]
+
+
+def naive_pack(model: Any, trainer: Any, index: int) -> list[torch.Tensor]:
+    """For each sample of a pack the nats of its tokens."""
+    losses = []
+    for i in trainer.plan.pack(index):
+        sample = trainer.samples[i]
+        ids = torch.from_numpy(sample.input_ids).long()[None]
+        pixels = {}
+        if sample.row.images:
+            pixels = {"pixel_values": load_pixels(sample, trainer.batches.image_processor)}
+        logits = model(input_ids=ids, **pixels).logits[0] * model.config.text_config.logit_scale
+        chosen = torch.from_numpy(sample.supervised)[1:]
+        losses.append(functional.cross_entropy(logits[:-1][chosen], ids[0, 1:][chosen],
+                                               reduction="none"))  # fmt: skip
+    return losses
 
 
 @pytest.mark.parametrize("num_packs", [1, 4])
@@ -73,6 +77,34 @@ def test_a_step_is_the_mean_over_all_supervised_tokens(num_packs, pipeline, tmp_
         assert max(sizes) > 1.2 * min(sizes), sizes
         of_means = torch.stack([losses.mean() for losses in by_pack]).mean().item()
         assert abs(logged - of_means) > 100 * WORST_LOSS
+
+
+def test_losses_by_source_and_language_are_those_of_their_rows(pipeline, tmp_path):
+    """Over two steps with a learning rate of 0: all tokens of a group weigh alike, in all packs."""
+    overrides = [
+        *vlm(pipeline.align), *MIXED, "stage=sft", "optim.max_steps=2", "data.packs_per_step=3",
+        "stage.parts.decoder.learning_rate=0", "stage.parts.projector.learning_rate=0",
+        "evaluation.eval_on_start=false", "evaluation.generate=false", "tracker.logging_steps=2",
+    ]  # fmt: skip
+    folder = run(*overrides, f"output_dir={tmp_path}/run")
+    trainer = make_trainer(*overrides, f"output_dir={tmp_path}/other")
+    model: Any = load_vlm(str(pipeline.align), dtype=torch.float32)
+    groups: dict[str, list[torch.Tensor]] = {}
+    for index in range(6):
+        samples = [trainer.samples[i] for i in trainer.plan.pack(index)]
+        lengths = [int(sample.supervised.sum()) for sample in samples]
+        with torch.no_grad():
+            nats = torch.cat(naive_pack(model, trainer, index)).split(lengths)
+        for sample, values in zip(samples, nats, strict=True):
+            for key in (f"source/{sample.row.source}", f"language/{sample.row.language}"):
+                groups.setdefault(key, []).append(values)
+    told = next(line for line in metrics(folder) if "train/loss" in line)
+    found = {name: value for name, value in told.items() if name.startswith("train/loss/")}
+    assert len(groups) == 4  # two sources, two languages
+    assert found.keys() == {f"train/loss/{key}" for key in groups}
+    for key, values in groups.items():
+        wanted = torch.cat(values).mean().item()
+        assert found[f"train/loss/{key}"] == pytest.approx(wanted, abs=WORST_LOSS)
 
 
 def test_no_sample_supervises_its_first_token(pipeline, tmp_path):
@@ -103,18 +135,17 @@ def test_groups_hold_each_parts_rate_and_decay_matrices_alone(pipeline, tmp_path
 
 def test_each_rate_rises_from_0_and_falls_to_its_share(pipeline, tmp_path):
     """Warm-up, then cosine to min_lr_ratio of each part's own peak (arXiv 2505.08751)."""
-    trainer = make_trainer(
-        *vlm(pipeline.align), *MIXED, "stage=sft", "optim.max_steps=12", "optim.warmup_steps=4",
+    folder = run(
+        *vlm(pipeline.align), *MIXED, "stage=sft", "optim.max_steps=13", "optim.warmup_steps=4",
         "optim.min_lr_ratio=0.1", "stage.parts.decoder.learning_rate=2e-5",
-        f"output_dir={tmp_path}", "checkpoint.save_steps=100",
+        f"output_dir={tmp_path}", "checkpoint.save_steps=100", "evaluation.generate=false",
     )  # fmt: skip
-    trainer.train()
-    history = [line for line in trainer.state.log_history if "loss" in line]
+    history = [line for line in metrics(folder) if "train/loss" in line]
     for part, peak in (("projector", 1e-4), ("decoder", 2e-5)):
-        rates = [line[f"learning_rate/{part}"] / peak for line in history]
-        assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1])
-        assert rates[7] == pytest.approx(0.55)  # half way: the mean of 1 and 0.1
-        assert rates[11] == pytest.approx(0.1)
+        rates = [line[f"train/learning_rate/{part}"] / peak for line in history]
+        # The rate that each step was made with: the first one moves nothing yet.
+        assert rates[:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+        assert rates[5] < 1 and rates[12] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + cos(pi * 8 / 9)))
 
 
 @pytest.mark.parametrize(
