@@ -26,10 +26,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from configs.errors import ConfigError, VisiongraftError
+from configs.errors import ConfigError, Preempted, VisiongraftError
 from configs.rules import check_rules
 from configs.schema import (
     EvaluateConfig,
+    ExportConfig,
     InspectConfig,
     MergeConfig,
     SweepConfig,
@@ -49,6 +50,7 @@ SCHEMAS: dict[str, type] = {
     "sweep": SweepConfig,
     "evaluate": EvaluateConfig,
     "inspect": InspectConfig,
+    "export": ExportConfig,
 }
 AGAIN = {
     "train": "; the same command goes on from the last checkpoint, or anew where there is none yet",
@@ -61,7 +63,7 @@ def run_command(config_name: str, task: str) -> None:
     """Compose `configs/<config_name>.yaml`, check it, and call `task` ("module:function") with it.
 
     Errors a user can cause are printed as one message, without frames, and end with exit code 1
-    (2 for the config, 130 for Ctrl-C).
+    (2 for the config, 130 for Ctrl-C, 75 where SIGTERM or SIGUSR1 ended a run with a checkpoint).
     """
     schema = SCHEMAS[config_name]
     register_schema(config_name)
@@ -157,6 +159,8 @@ def _check_and_call(config: DictConfig, schema: type, task: str) -> None:
 def _guarded(call: Callable[[], None], config_name: str) -> None:
     try:
         call()
+    except Preempted as stop:  # not an error; every rank would say the same
+        _exit(str(stop) if is_first_process() else None, stop.exit_code)
     except VisiongraftError as error:
         _exit(f"error: {error}", error.exit_code)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
@@ -167,10 +171,12 @@ def _guarded(call: Callable[[], None], config_name: str) -> None:
         _exit(f"interrupted{AGAIN.get(config_name, '')}", EXIT_INTERRUPTED)
 
 
-def _exit(message: str, code: int) -> None:
+def _exit(message: str | None, code: int) -> None:
     """Print the message and end; what every rank would say of the config, the first one says."""
     rank = os.environ.get("RANK", "0")
-    if rank == "0":
+    if message is None:
+        pass
+    elif rank == "0":
         sys.stderr.write(f"\n{message}\n")
     elif code != ConfigError.exit_code:
         sys.stderr.write(f"\n[rank {rank}] {message}\n")

@@ -19,6 +19,16 @@ class DataError(VisiongraftError, ValueError):
     path: str | None = None  # the file that was looked for, where there is none
 
 
+class DiskError(VisiongraftError, OSError):
+    """A disk that is full, or a file that may not grow further; the message names the path."""
+
+
+class Preempted(VisiongraftError):
+    """A run that SIGTERM or SIGUSR1 has stopped, with a checkpoint to go on from."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
+
+
 class CheckpointError(VisiongraftError, ValueError):
     """A checkpoint folder that is missing, broken, or not what it was said to be."""
 

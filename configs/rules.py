@@ -59,6 +59,7 @@ def check_rules(config: Any) -> None:
         problems += _model_rules(config.model)
     if isinstance(config, TrainConfig):
         problems += _stage_rules(config)
+        problems += _best_rules(config)
     if isinstance(config, MergeConfig):
         problems += _alpha_rule("alpha", config.alpha)
     if isinstance(config, SweepConfig):
@@ -196,6 +197,20 @@ def _quantization_rules(config: TrainConfig) -> Iterator[str]:
             f"{key}: packs weights in blocks that engine={kind.value} does not share out; "
             "use engine=ddp, whose processes each hold them all, or quantization=none"
         )
+
+
+def _best_rules(config: TrainConfig) -> Iterator[str]:
+    metric, groups = config.checkpoint.best_metric, config.data.held_out
+    key = "checkpoint.best_metric"
+    if metric is None:
+        if config.checkpoint.best_is_highest:
+            yield "checkpoint.best_is_highest: says nothing without checkpoint.best_metric"
+        return
+    if config.evaluation.eval_steps is None:
+        yield f"{key}: is measured at the end alone; set evaluation.eval_steps"
+    if not any(metric.startswith(f"eval/{name}/") for name in groups):
+        names = ", ".join(f"eval/{name}/nll" for name in groups) or "none, data.held_out is empty"
+        yield f"{key}: is {metric!r}, which is never measured; measured are, for example: {names}"
 
 
 def _parts(config: TrainConfig) -> Any:

@@ -305,10 +305,23 @@ class EngineConfig(ThreadsConfig):
 
 @dataclass
 class CheckpointConfig:
-    """Checkpoints to resume from. They appear whole or not at all."""
+    """Checkpoints to resume from. They appear whole or not at all.
+
+    SIGTERM and SIGUSR1 write one after the step that is at work and end the run with exit code 75:
+    run the same command again. A second signal ends it at once.
+    """
 
     save_steps: int = 500
     save_total_limit: int = 2  # newest ones kept
+    best_metric: str | None = None  # such as eval/scenes/nll: the best by it is kept beside them
+    best_is_highest: bool = False  # of best_metric, for matches and chrF; false: the lowest is best
+
+
+@dataclass
+class ExportOptions:
+    """The Hugging Face folder that a run ends with."""
+
+    verify: bool = True  # reload it in plain transformers and compare before it is called done
 
 
 @dataclass
@@ -355,6 +368,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    export: ExportOptions = field(default_factory=ExportOptions)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
@@ -405,6 +419,19 @@ class EvaluateConfig:
     data: DataConfig = field(default_factory=DataConfig)  # `held_out` of it is read
     engine: ThreadsConfig = field(default_factory=ThreadsConfig)
     evaluation: MeasureConfig = field(default_factory=MeasureConfig)
+
+
+@dataclass
+class ExportConfig(ExportOptions):
+    """`python -m train.export_checkpoint`"""
+
+    run: str = MISSING  # run folder of a training, finished or not
+    out: str = MISSING  # folder to write; must not exist or be empty
+    checkpoint: str = (
+        "newest"  # newest, best (by checkpoint.best_metric), or such as checkpoint-500
+    )
+    dry_run: bool = False  # check everything, print the plan, write nothing
+    engine: ThreadsConfig = field(default_factory=ThreadsConfig)
 
 
 @dataclass

@@ -7,6 +7,8 @@ shared memory too, so that one that dies can be told with its row.
 
 import os
 import re
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -112,8 +114,26 @@ def make_loader(dataset: PackDataset, sampler: JobSampler, *, num_workers: int) 
         collate_fn=take_first,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=outlive_signals,
         generator=torch.Generator(),
     )
+
+
+def outlive_signals(worker: int) -> None:
+    """Let SIGTERM and SIGUSR1 end a worker only where its own main process sends them.
+
+    torchrun and SLURM send them to every process of a rank, and the main one still needs a batch to
+    end its step before it writes a checkpoint.
+    """
+    signals, parent = {signal.SIGTERM, signal.SIGUSR1}, os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # threads to come inherit it
+
+    def wait() -> None:
+        while signal.sigwaitinfo(signals).si_pid != parent:
+            pass
+        os._exit(0)  # as torch's own handler does
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def take_first(batches: list[Batch]) -> Batch:

@@ -42,6 +42,7 @@ class RunCallback(TrainerCallback):
         self.eval_on_start, self.eval_steps, self.generate = eval_on_start, eval_steps, generate
         self.name, self.peak_flops = name, peak_flops
         self.trainer: Any = None
+        self.settled_at = -1  # step up to which bad rows were shared
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -101,12 +102,23 @@ class RunCallback(TrainerCallback):
             self.evaluate(kwargs["model"], step=state.global_step)
 
     def _settle_ledger(self, args: Any, state: Any) -> None:
+        """Share the bad rows met since the last time, where metrics are logged, and at the end."""
+        step = state.global_step
+        if step == state.max_steps:
+            self._share_bad_rows(step, is_last=True)
+        elif self.data.ledger.skip and step % args.logging_steps == 0:
+            self._share_bad_rows(step)
+
+    def before_saving(self) -> None:
+        """Write the bad rows that a checkpoint has passed: a resumed run does not meet them."""
+        step = self.trainer.state.global_step
+        if self.data.ledger.skip and self.settled_at != step:
+            self._share_bad_rows(step)
+
+    def _share_bad_rows(self, step: int, *, is_last: bool = False) -> None:
         """Share the bad rows met since the last time, and write them; all ranks do so together."""
-        step, ledger, is_streamed = state.global_step, self.data.ledger, self.data.plan is None
-        is_last = step == state.max_steps
-        is_due = ledger.skip and (step % args.logging_steps == 0 or step % args.save_steps == 0)
-        if not (is_last or is_due):
-            return
+        ledger, is_streamed = self.data.ledger, self.data.plan is None
+        self.settled_at = step
         packs = self.trainer.packs
         mine = self.trainer.take_bad_rows(), packs.num_used(step), packs.num_read(step)
         told = gather_objects(mine)
@@ -137,6 +149,7 @@ class RunCallback(TrainerCallback):
         metrics = {f"eval/{name}": value for name, value in flat_metrics(results).items()}
         metrics["perf/evaluation_seconds"] = time.perf_counter() - start
         self.tracker.log(metrics, step)
+        self.trainer.measured(metrics, step)
         if self.tracker.path is not None:
             path = self.folder.evaluation / f"step-{step:06d}.json"
             path.write_text(

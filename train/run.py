@@ -3,24 +3,37 @@
 import logging
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from configs.errors import Preempted
 from configs.schema import EngineKind, NonFinite, Quantization, TrainConfig
 from data.build import TrainingData, build_training_data
 from train import fsdp
 from train.arguments import build_arguments, check_ranks, device_of_rank
 from train.attention import check_attention
+from train.best import Best
 from train.callbacks import RunCallback
 from train.card import model_card
-from train.evaluation import HeldOut
+from train.checkpoints import (
+    Keeping,
+    check_resume,
+    checkpoint_at,
+    clear_leftovers,
+    newest_checkpoint,
+    step_of,
+)
+from train.disk import told_when_full
+from train.evaluation import HeldOut, Results
 from train.export import export_model
 from train.flops import flop_shape, peak_flops
 from train.gather import gather_weights
 from train.held_out import prepare_held_out
 from train.meter import Meter, flops_of
 from train.plan import log_data, plan_run
+from train.preempt import StopOnSignal
 from train.prepare import on_original_weights, prepare_model
 from train.process import set_up_process
 from train.ranks import num_ranks, rank
@@ -29,7 +42,7 @@ from train.schedule import planned_steps
 from train.stability import SpikeWatch
 from train.step_watch import StepWatch
 from train.tracking import Tracker, start_tracker, truncate_metrics
-from train.trainer import GraftTrainer, newest_checkpoint, step_of
+from train.trainer import GraftTrainer
 from train.what_trains import PartRow, format_table
 
 log = logging.getLogger(__name__)
@@ -49,6 +62,10 @@ def train(config: TrainConfig) -> None:
     if folder.is_finished():
         log.info("%s is finished; its model is in %s", folder.path, folder.export)
         return
+    keeping = what_is_kept(config)
+    checkpoint = newest_checkpoint(folder.checkpoints)
+    if checkpoint is not None:
+        check_resume(checkpoint, keeping)
     renderer, data = build_training_data(config.model, config.data, seed=config.seed)
     held_out = prepare_held_out(config.data, config.evaluation, renderer, seed=config.seed)
     processing_class = renderer.processing_class
@@ -60,7 +77,11 @@ def train(config: TrainConfig) -> None:
         folder.open(config)
         folder.check_data(data.fingerprint())
         data.ledger.write(folder.rows, held_out.left_out)
-    run_stage(config, folder, model, table, processing_class, data, held_out, num_steps)
+    with told_when_full("the run folder", folder.path):
+        run_stage(
+            config, folder, model, table, processing_class, data, held_out, num_steps,
+            checkpoint, keeping,
+        )  # fmt: skip
 
 
 def run_stage(
@@ -72,12 +93,14 @@ def run_stage(
     data: TrainingData,
     held_out: HeldOut,
     num_steps: int,
+    checkpoint: Path | None,
+    keeping: Keeping,
 ) -> None:
-    """Train from the newest checkpoint or from the start, measure, export."""
-    checkpoint = newest_checkpoint(folder.checkpoints)
+    """Train from a checkpoint or from the start, measure, export."""
     if checkpoint is not None:
         log.info("going on from %s", checkpoint)
     if rank() == 0:
+        clear_leftovers(folder.checkpoints)
         done = step_of(checkpoint) if checkpoint else -1
         truncate_metrics(folder.metrics, done, is_last=done == num_steps)
         data.ledger.resume(folder.rows, done)
@@ -93,33 +116,66 @@ def run_stage(
         generate=config.evaluation.generate,
         peak_flops=peak_flops(config.engine.peak_tflops, device_of_rank()),
     )
-    trainer = build_trainer(config, model, table, processing_class, data, num_steps, [callback])
-    callback.trainer = trainer
-    finished = False
+    stop = StopOnSignal()
+    callbacks = [callback, stop]  # measured first, where both are due
+    trainer = build_trainer(
+        config, model, table, processing_class, data, num_steps, callbacks, keeping
+    )
+    callback.trainer, trainer.on_saving = trainer, callback.before_saving
+    ended: dict[str, bool] = {"failed": True}
     try:
-        start = time.perf_counter()
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        seconds = time.perf_counter() - start
-        callback.close()
-        results = callback.evaluate(trainer.model, step=num_steps)
-        gather_weights(trainer.model)
-        if trainer.is_world_process_zero():
-            card = model_card(config, table, results)
-            trained = trainer.model
-            if config.adapter.quantization is not Quantization.none:
-                trained = on_original_weights(config, trained, processing_class)
-            export_model(
-                trained,
-                processing_class,
-                folder.export,
-                dtype=getattr(torch, config.model.dtype.value),
-                card=card,
-            )
-            folder.close(steps=num_steps, seconds=round(seconds, 1))
-        finished = True
+        with stop:
+            start = time.perf_counter()
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            seconds = time.perf_counter() - start
+            last = checkpoint_at(folder.checkpoints, trainer.state.global_step)
+            callback.close()
+            stop.end_if_agreed(last)
+            results = callback.evaluate(trainer.model, step=num_steps)
+            stop.end_if_agreed(last)
+            export_run(config, folder, trainer, table, results)
+            if rank() == 0:
+                folder.close(steps=num_steps, seconds=round(seconds, 1))
+        ended = {}
+    except Preempted:
+        ended = {"preempted": True}
+        raise
     finally:
         callback.close()
-        tracker.finish(failed=not finished)
+        tracker.finish(**ended)
+
+
+def export_run(
+    config: TrainConfig,
+    folder: RunFolder,
+    trainer: GraftTrainer,
+    table: list[PartRow],
+    results: Results,
+) -> None:
+    """Write the trained model; it is not trained or measured after that. All ranks call this."""
+    gather_weights(trainer.model)
+    if not trainer.is_world_process_zero():
+        return
+    trained, processing_class = trainer.model, trainer.processing_class
+    if config.adapter.quantization is not Quantization.none:
+        trained = on_original_weights(config, trained, processing_class)
+    export_model(
+        trained,
+        processing_class,
+        folder.export,
+        dtype=getattr(torch, config.model.dtype.value),
+        card=model_card(config, table, results),
+        verify=config.export.verify,
+    )
+
+
+def what_is_kept(config: TrainConfig) -> Keeping:
+    """Return which checkpoints of a run are kept, and what they tell of it."""
+    options = config.checkpoint
+    best = None
+    if options.best_metric is not None:
+        best = Best(options.best_metric, options.best_is_highest)
+    return Keeping(config.engine.kind.value, num_ranks(), options.save_total_limit, best)
 
 
 def build_trainer(
@@ -130,6 +186,7 @@ def build_trainer(
     data: TrainingData,
     num_steps: int,
     callbacks: list[Any],
+    keeping: Keeping | None = None,
 ) -> GraftTrainer:
     """Return the trainer of a run; several processes find each other here."""
     arguments = build_arguments(config, RunFolder(config.output_dir).checkpoints, num_steps)
@@ -143,6 +200,7 @@ def build_trainer(
         num_steps=num_steps,
         learning_rates={row.part: row.learning_rate for row in table},
         callbacks=callbacks,
+        keeping=keeping or what_is_kept(config),
         watch=build_watch(config, model),
     )
 

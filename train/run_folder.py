@@ -23,6 +23,7 @@ FREE = (
     "output_dir",
     "tracker",
     "checkpoint",
+    "export",
     "evaluation",
     "engine.num_threads",
     "engine.gradient_checkpointing",

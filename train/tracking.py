@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, Preempted
 from configs.schema import TrackerConfig, WandbMode
+from train.disk import told_when_full
 
 log = logging.getLogger(__name__)
 # Where `wandb login` writes its key: the default of wandb 0.31, and the one before.
@@ -32,7 +33,10 @@ class Tracker:
         """Log numbers under their names at an optimizer step (or a point of a sweep)."""
         if self.path is None:
             return
-        with self.path.open("a", encoding="utf-8") as file:
+        with (
+            told_when_full("metrics", self.path),
+            self.path.open("a", encoding="utf-8") as file,
+        ):
             file.write(json.dumps({"step": step, **metrics}) + "\n")
         if self.wandb_run is not None:
             self.wandb_run.log(metrics, step=step)
@@ -57,10 +61,14 @@ class Tracker:
         if self.wandb_run is not None:
             shutil.copy(path, Path(self.wandb_run.dir) / path.name)
 
-    def finish(self, *, failed: bool = False) -> None:
-        """Close the W&B run."""
-        if self.wandb_run is not None:
-            self.wandb_run.finish(exit_code=int(failed))
+    def finish(self, *, failed: bool = False, preempted: bool = False) -> None:
+        """Close the W&B run: finished, failed, or preempted, which is to be gone on with."""
+        if self.wandb_run is None:
+            return
+        if preempted:
+            self.wandb_run.mark_preempting()
+        code = Preempted.exit_code if preempted else int(failed)
+        self.wandb_run.finish(exit_code=code)
 
 
 def start_tracker(

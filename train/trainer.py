@@ -6,8 +6,8 @@ accelerate's.
 
 import contextlib
 import json
-import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,11 +16,10 @@ from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINING_ARGS_NAME
 from trl import SFTTrainer
 
-from configs.errors import DataError
+from configs.errors import CheckpointError, DataError, DiskError
 from data.batches import BAD_ROWS, SAMPLES
 from data.build import TrainingData
 from data.ledger import BadRow
@@ -32,17 +31,31 @@ from data.loader import (
     take_first,
     told_by_worker,
 )
-from data.packs import States
 from train import fsdp
-from train.arguments import GraftArguments
+from train.arguments import GraftArguments, gather_objects
 from train.build_model import load_weights
+from train.checkpoints import (
+    RANDOM,
+    STAGING,
+    Keeping,
+    begin,
+    checkpoint_at,
+    clear_leftovers,
+    finish,
+    last_size,
+    read_states,
+    read_watches,
+    retain,
+    step_of,
+    write_states,
+    write_watch,
+)
+from train.disk import told_when_full
 from train.offload import offloading
 from train.parts import Part
+from train.random_state import derive_random_state, random_state, set_random_state
 from train.step_watch import StepWatch
 from train.what_trains import trainable_by_part
-
-STREAMS = "stream-{rank}.json"  # where the slots of a rank stand, in a checkpoint
-STAGING = ".writing"  # a checkpoint that is not whole yet; never resumed from
 
 
 class GraftTrainer(SFTTrainer):
@@ -63,10 +76,14 @@ class GraftTrainer(SFTTrainer):
         num_steps: int,
         learning_rates: dict[Part, float],
         callbacks: list[Any],
+        keeping: Keeping,
         watch: StepWatch,
     ) -> None:
         """Take a model prepared by `add_token_losses` and `set_what_trains`."""
         self.learning_rates = learning_rates
+        self.keeping, self.best_is_due = keeping, False
+        self.last_saved: int | None = None  # step
+        self.on_saving: Callable[[], object] = lambda: None  # before a checkpoint is written
         self.packs = data.packs_of(args.process_index, args.world_size)
         self.first_step = 0
         num_workers = args.dataloader_num_workers
@@ -130,10 +147,20 @@ class GraftTrainer(SFTTrainer):
 
         Raises:
             DataError: a worker died; the message names the row it was on.
+            CheckpointError: ranks do not see the same checkpoint.
         """
+        seen = gather_objects(resume_from_checkpoint)
+        if len(set(seen)) > 1:
+            raise CheckpointError(
+                f"ranks would go on from different checkpoints: {seen}; output_dir must be one "
+                "folder that all machines see"
+            )
         if resume_from_checkpoint:
             self.first_step = step_of(Path(resume_from_checkpoint))
+            self.last_saved = self.first_step
             self.packs.go_on(read_states(Path(resume_from_checkpoint)))
+            rank, num_ranks = self.args.process_index, self.args.world_size
+            self.watch.load_states(read_watches(Path(resume_from_checkpoint), rank, num_ranks))
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except (RuntimeError, ConnectionError, EOFError) as error:
@@ -244,28 +271,71 @@ class GraftTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write the checkpoint beside its place and rename it, so that it is whole or not there."""
-        run_dir = Path(str(self.args.output_dir))
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        staging = run_dir / STAGING
-        if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)
+        run_dir, step = Path(str(self.args.output_dir)), self.state.global_step
+        self.best_is_due = False
+        self.on_saving()
+        staged = begin(run_dir, step) if self.args.should_save else None
+        try:
+            with told_when_full(f"checkpoint-{step}", run_dir, num_bytes=last_size(run_dir)):
+                self.accelerator.wait_for_everyone()
+                self._write_checkpoint(run_dir / STAGING, model, trial)
+                self.accelerator.wait_for_everyone()
+                if staged is not None:
+                    finish(staged, self.keeping)
+        except DiskError:
+            clear_leftovers(run_dir)
+            raise
+        self.last_saved = step
         self.accelerator.wait_for_everyone()
-        self.args.output_dir, limit = str(staging), self.args.save_total_limit
-        self.args.save_total_limit = None
+
+    def _write_checkpoint(self, staging: Path, model: Any, trial: Any) -> None:
+        """Let the Trainer write its files, and write where this rank's streams stand."""
+        run_dir, limit = self.args.output_dir, self.args.save_total_limit
+        self.args.output_dir, self.args.save_total_limit = str(staging), None
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            self.args.output_dir, self.args.save_total_limit = str(run_dir), limit
-        write_states(
-            staging / name, self.args.process_index, self.packs.state_at(self.state.global_step)
-        )
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            shutil.rmtree(run_dir / name, ignore_errors=True)
-            (staging / name).rename(run_dir / name)
-            shutil.rmtree(staging, ignore_errors=True)
-            rotate_checkpoints(str(run_dir), save_total_limit=limit, use_mtime=False)
-        self.accelerator.wait_for_everyone()
+            self.args.output_dir, self.args.save_total_limit = run_dir, limit
+        folder = checkpoint_at(staging, self.state.global_step)
+        # A pickle of any class, which nobody reads: config.yaml has it all.
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        rank = self.args.process_index
+        write_states(folder, rank, self.packs.state_at(self.state.global_step))
+        write_watch(folder, rank, self.watch.state())
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        path = Path(output_dir) / RANDOM.format(rank=self.args.process_index)
+        path.write_text(json.dumps(random_state()), encoding="utf-8")
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Put the generators where they stood; for a rank that was not there, seed them."""
+        if checkpoint is None:
+            return
+        rank, step = self.args.process_index, self.state.global_step
+        path = Path(checkpoint) / RANDOM.format(rank=rank)
+        if path.is_file():
+            set_random_state(json.loads(path.read_text(encoding="utf-8")))
+        else:  # told by check_resume
+            derive_random_state(self.args.seed, step, rank)
+
+    def measured(self, metrics: dict[str, float], step: int) -> None:
+        """Take what was measured at a step: where it is the best so far, its checkpoint is kept.
+
+        Ranks measure alike, but not to the last bit on every GPU: rank 0 decides.
+        """
+        best = self.keeping.best
+        if best is None or not best.measure(gather_objects(metrics)[0], step):
+            return
+        run_dir = Path(str(self.args.output_dir))
+        if step != self.last_saved:
+            self.best_is_due = True
+        elif self.args.should_save:  # after the last step, which is saved before it is measured
+            retain(run_dir, self.keeping)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self.control.should_save |= self.best_is_due
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write no card into checkpoints; the export has its own."""
@@ -274,33 +344,3 @@ class GraftTrainer(SFTTrainer):
 def _described() -> Dataset:
     """Return one row in the form TRL looks at to learn that tokens and labels are made already."""
     return Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]})
-
-
-def write_states(checkpoint: Path, rank: int, states: States) -> None:
-    """Write where this rank's streams stand; a planned run needs nothing."""
-    if states:
-        path = checkpoint / STREAMS.format(rank=rank)
-        path.write_text(json.dumps(states), encoding="utf-8")
-
-
-def read_states(checkpoint: Path) -> States:
-    """Return where the streams of all ranks stood."""
-    found: States = {}
-    for path in sorted(checkpoint.glob(STREAMS.format(rank="*"))):
-        found |= json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """Return the whole checkpoint with the highest step, or None."""
-    found = [
-        path
-        for path in run_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if path.name.rsplit("-", 1)[-1].isdigit() and (path / "trainer_state.json").is_file()
-    ]
-    return max(found, key=step_of, default=None)
-
-
-def step_of(checkpoint: Path) -> int:
-    """Return the optimizer step at which a checkpoint was written."""
-    return int(checkpoint.name.rsplit("-", 1)[-1])

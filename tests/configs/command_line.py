@@ -14,6 +14,7 @@ MODULES = {
     "sweep": "merge.sweep",
     "evaluate": "train.evaluate",
     "inspect": "data.inspect",
+    "export": "train.export_checkpoint",
 }
 # What takes seconds to import; Hydra and OmegaConf do not.
 HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "numpy", "PIL", "wandb", "matplotlib")

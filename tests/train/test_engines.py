@@ -23,6 +23,7 @@ from transformers import AutoModelForImageTextToText
 from configs.command import load_config
 from configs.errors import ConfigError
 from train.arguments import check_ranks
+from train.export_run import export
 
 ROOT = Path(__file__).resolve().parents[2]
 WORST_LOSS = 5e-6  # nats; measured 4.8e-7, one step of float32
@@ -193,6 +194,16 @@ def test_the_export_is_whole(engine, mode, root):
     assert model.generate(torch.arange(20, 24)[None], max_new_tokens=2).shape[1] > 4
     files = {path.name for path in two.rglob("*")}
     assert files == {path.name for path in one.rglob("*")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "mode"), RUNS)
+def test_a_checkpoint_is_exported_by_one_process(engine, mode, root, tmp_path):
+    """Whatever engine wrote it: at the last step it is what the run itself exported."""
+    two = root / f"{engine}-{mode}"
+    given = [f"run={two}", f"out={tmp_path}/out", "engine.num_threads=1"]
+    export(load_config("export", given))
+    assert same_weights(tmp_path / "out", two / "export")
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """Kill it anywhere, run the same command again: the curve and the weights of an unbroken run."""
 
+import json
 import logging
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -11,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pico_runs import FAST, MIXED, losses, metrics, run, same_weights, vlm
 
 import train.export
 import train.main
 from configs.command import load_config
 from configs.errors import ConfigError
+from train.checkpoints import newest_checkpoint
 from train.run import train as train_run
 from train.trainer import GraftTrainer
 
@@ -91,6 +95,128 @@ def resume(source: Path, target: Path, pipeline: Any, overrides: list[str]) -> P
     """Go on with a copy of a run folder."""
     shutil.copytree(source, target)
     return run(*vlm(pipeline.align), *overrides, f"output_dir={target}")
+
+
+@pytest.mark.slow
+def test_killed_twice(killed, unbroken, pipeline, tmp_path):
+    """From outside, a second time wherever it happens to be."""
+    shutil.copytree(killed["after"], tmp_path / "run")
+    command = [*vlm(pipeline.align), *SFT, f"output_dir={tmp_path}/run"]
+    process = start([str(ROOT / "train/main.py")], command, tmp_path)
+    wait_for_step(tmp_path / "run", 5, process)
+    time.sleep(random.Random(0).uniform(0, 0.2))
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it ended by itself"
+    assert_same_run(run(*command), unbroken["sft"])
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    path = folder / "metrics.jsonl"
+    while not path.exists() or f'{{"step": {step}, "train/loss"' not in path.read_text():
+        assert process.poll() is None, "ended before it was killed"
+        time.sleep(0.005)
+
+
+class Killed(BaseException):
+    """Ends a run in this process where SIGKILL would, and leaves the same files."""
+
+
+def kill_in(name: str, at: int, patch: pytest.MonkeyPatch) -> None:
+    """Die when a function is called for the `at`-th time, before it does anything."""
+    owner, _, leaf = name.rpartition(".")
+    inner, calls = getattr(sys.modules[owner], leaf), []
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        if len(calls) == at:
+            raise Killed
+        return inner(*args, **kwargs)
+
+    patch.setattr(sys.modules[owner], leaf, dying)
+
+
+IN_A_SAVE = {
+    "between the files": ("torch.save", 2),  # the optimizer's is there, the schedule's is not
+    "before the manifest": ("train.checkpoints.write_manifest", 1),
+    "before all is on the disk": ("train.checkpoints.flush_folder", 1),
+    "after the rename": ("train.checkpoints.retain", 1),
+    "while an old one goes": ("train.checkpoints.remove", 1),
+}
+
+
+@pytest.mark.slow
+def test_killed_in_every_phase_of_a_save(unbroken, pipeline, tmp_path, monkeypatch):
+    """In one run, one after the other; only a renamed checkpoint counts."""
+    overrides = [*vlm(pipeline.align), *LORA, f"output_dir={tmp_path}/run"]
+    checkpoints, went_on_from = tmp_path / "run/checkpoints", []
+    for name, at in IN_A_SAVE.values():
+        with monkeypatch.context() as patch:
+            if name == "train.checkpoints.remove":
+                patch.setattr(name, half_removed)
+            else:
+                kill_in(name, at, patch)
+            with pytest.raises(Killed):
+                run(*overrides)
+        newest = newest_checkpoint(checkpoints) if checkpoints.exists() else None
+        went_on_from.append(None if newest is None else newest.name)
+    assert went_on_from == [None, None, None, "checkpoint-2", "checkpoint-6"]
+    assert_same_run(run(*overrides), unbroken["lora"])
+    left = sorted(path.name for path in checkpoints.iterdir())
+    assert left == ["checkpoint-8", "checkpoint-9"]
+
+
+def half_removed(checkpoint: Path) -> None:
+    """What `remove` has done when it is killed in the middle."""
+    hidden = checkpoint.with_name(".removing")
+    checkpoint.rename(hidden)
+    (hidden / "optimizer.pt").unlink()
+    raise Killed
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_costs_its_steps_alone(unbroken, pipeline, tmp_path, monkeypatch):
+    """The one before is gone on from, and the curve is the same."""
+    overrides = [*vlm(pipeline.align), *SFT, f"output_dir={tmp_path}/run"]
+    with monkeypatch.context() as patch:
+        stop_at(5, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(*overrides)
+    model = tmp_path / "run/checkpoints/checkpoint-4/model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1])
+    assert newest_checkpoint(model.parents[1]).name == "checkpoint-2"
+    assert_same_run(run(*overrides), unbroken["sft"])
+
+
+@pytest.mark.slow
+def test_the_best_is_kept_and_survives(unbroken, pipeline, tmp_path, monkeypatch):
+    """By a measure taken every third step, where otherwise every second is saved."""
+    kept = ["checkpoint.best_metric=eval/scenes/nll", "checkpoint.best_is_highest=true",
+            "checkpoint.save_total_limit=1"]  # fmt: skip
+    overrides = [*vlm(pipeline.align), *SFT, *kept, f"output_dir={tmp_path}/run"]
+    measured = {line["step"]: line["eval/scenes/nll"]
+                for line in metrics(unbroken["sft"]) if "eval/scenes/nll" in line}  # fmt: skip
+    best = max((3, 6, 9), key=measured.__getitem__)
+    assert best != 9, measured
+    with monkeypatch.context() as patch:
+        stop_at(7, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(*overrides)
+    assert_same_run(run(*overrides), unbroken["sft"])
+    checkpoints = tmp_path / "run/checkpoints"
+    left = sorted(path.name for path in checkpoints.iterdir())
+    assert left == ["best.json", f"checkpoint-{best}", "checkpoint-9"]
+    assert json.loads((checkpoints / "best.json").read_text())["value"] == measured[best]
+
+
+def test_no_pickle_of_classes_is_written(unbroken):
+    """What torch.save wrote holds tensors and plain values: torch reads it with weights_only."""
+    for folder in (path / "checkpoints/checkpoint-9" for path in unbroken.values()):
+        assert not (folder / "training_args.bin").exists()
+        assert json.loads((folder / "random-0.json").read_text())["numpy"][0] == "MT19937"
+        saved = sorted(path.name for path in folder.iterdir() if path.suffix in (".pt", ".bin"))
+        assert saved == ["optimizer.pt", "scheduler.pt"]
+        for name in saved:
+            torch.load(folder / name, weights_only=True)
 
 
 @pytest.mark.slow

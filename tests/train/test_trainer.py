@@ -19,7 +19,6 @@ from train.arguments import check_ranks
 from train.build_model import load_vlm
 from train.flops import flop_shape, flops_of_pack
 from train.schedule import warmup_steps
-from train.trainer import newest_checkpoint, step_of
 
 WORST_LOSS = 2e-6  # nats; measured 4.8e-7
 WORST_GRADIENT = 5e-6  # share of the largest gradient of a tensor; measured 8.4e-7
@@ -213,16 +212,6 @@ def test_deepspeed_without_torchrun(monkeypatch):
 # ------------------------------------------------------------------------------ checkpoints
 
 
-def test_the_newest_whole_checkpoint_is_taken(tmp_path):
-    assert newest_checkpoint(tmp_path) is None
-    for name in ("checkpoint-2", "checkpoint-10", ".writing/checkpoint-12", "checkpoint-best"):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "trainer_state.json").write_text("{}")
-    (tmp_path / "checkpoint-14").mkdir()  # no state: not one of ours
-    newest = newest_checkpoint(tmp_path)
-    assert newest == tmp_path / "checkpoint-10" and step_of(newest) == 10
-
-
 def test_a_checkpoint_appears_when_it_is_whole(pipeline, tmp_path, monkeypatch):
     """Nothing is seen under its name until everything is written, and old ones go after that."""
     from transformers import Trainer
@@ -244,22 +233,3 @@ def test_a_checkpoint_appears_when_it_is_whole(pipeline, tmp_path, monkeypatch):
     assert left == [three, "checkpoint-4"]
     names = weights(tmp_path / "checkpoints/checkpoint-4").keys()
     assert names == weights(tmp_path / "export").keys()
-
-
-def test_a_save_that_fails_leaves_the_last_one(pipeline, tmp_path, monkeypatch):
-    """As on a full disk: the run ends, and goes on from the checkpoint before."""
-    inner = torch.save
-
-    def full(value, path, *args, **kwargs):
-        if "checkpoint-4" in str(path):
-            raise OSError(28, "No space left on device")
-        return inner(value, path, *args, **kwargs)
-
-    monkeypatch.setattr(torch, "save", full)
-    overrides = [*vlm(pipeline.align), *MIXED, "stage=align", f"output_dir={tmp_path}"]
-    with pytest.raises(OSError, match="No space left"):
-        run(*overrides)
-    assert newest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-2"
-    monkeypatch.undo()
-    run(*overrides)
-    assert (tmp_path / "finished.json").is_file()
