@@ -92,8 +92,10 @@ def run_command(config_name: str, task: str) -> None:
 def register_schema(config_name: str) -> None:
     """Tell Hydra the defaults of one command, under `<name>_schema`.
 
-    Of the others too would make `--help` twice as slow: Hydra copies all it knows of, 90 times.
+    For `--help` Hydra (1.3) copies its list of sources 90 times, and with it the store of what it
+    was told: two thirds of all the time. Nobody writes to the store then; one serves them all.
     """
+    ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
     # `path: ???` in a YAML file would not stand against a default of null: OmegaConf merges a
     # missing value over nothing. `path: ${required:}` does.
     OmegaConf.register_new_resolver("required", lambda: MISSING_MARK, replace=True)

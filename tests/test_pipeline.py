@@ -74,7 +74,7 @@ def test_a_run_folder_tells_all_about_its_run(pipeline):
     assert {name.split("/")[0] for line in lines for name in line} == {
         "step", "train", "data", "eval",
     }  # fmt: skip
-    raw = json.loads((folder / "metrics.jsonl").read_text().splitlines()[1])
+    raw = json.loads((folder / "metrics.jsonl").read_text().splitlines()[2])
     for name in ("tokens", "supervised_tokens", "tiles", "images", "samples"):
         assert raw[f"perf/{name}_per_second"] > 0
     for phase in ("forward", "backward", "optimizer"):

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import transformers
+from transformers import Trainer
 from trl import SFTConfig
 
 from configs.errors import ConfigError
@@ -15,6 +17,7 @@ from train.ranks import num_ranks
 from train.schedule import warmup_steps
 
 T = TypeVar("T")
+SHARDS_AT_LOAD = "_defer_fsdp_gradient_reduction"  # of a Trainer that knows of sharded models
 
 
 def device_of_rank() -> torch.device:
@@ -60,6 +63,11 @@ def check_ranks(config: TrainConfig) -> None:
         raise ConfigError(
             "engine=fsdp2 shares a model out over several processes, but there is one: "
             "torchrun --nproc_per_node 2 train/main.py ..., or engine=single"
+        )
+    if kind is EngineKind.fsdp2 and not hasattr(Trainer, SHARDS_AT_LOAD):
+        raise ConfigError(
+            f"engine=fsdp2 needs a transformers whose Trainer leaves a sharded model as it is, "
+            f"5.23 or newer; here is {transformers.__version__}: use engine=zero3, or a newer one"
         )
 
 

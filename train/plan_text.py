@@ -7,7 +7,7 @@ from configs.schema import PartMode, TrainConfig
 from data.balance import describe_balance, step_balance
 from data.build import TrainingData
 from train.memory import Line, checkpoint_bytes, gib, optimizer_bytes, total_bytes
-from train.packs_ahead import HeavyPack, StepWork, num_epochs
+from train.packs_ahead import EXACT_EPOCHS, HeavyPack, StepWork, num_epochs
 from train.run_folder import RunFolder
 from train.schedule import warmup_steps
 from train.try_pack import Tried
@@ -48,7 +48,9 @@ def describe_steps(
     lines = [f"{steps}; {shared}"]
     if data.plan is not None:
         plan = data.plan
-        epochs = f"({num_epochs(plan, num_steps):,.2f} epochs of {plan.num_steps(1):,} steps)"
+        about = "" if num_steps <= EXACT_EPOCHS * plan.num_steps(1) else "about "
+        epochs = f"{num_epochs(plan, num_steps):,.2f} epochs of {plan.num_steps(1):,} steps"
+        epochs = f"({about}{epochs})"
         lines = [
             f"{steps} {epochs}; {shared}",
             describe_balance(step_balance(plan, num_ranks=ranks)),

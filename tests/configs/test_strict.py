@@ -101,7 +101,7 @@ def test_values_that_do_not_fit_are_told_all_at_once() -> None:
     )
     assert message.startswith("5 problems\n")
     assert "optim.max_steps: is 'many', but it takes a whole number" in message
-    assert "engine.kind: is 'zero4', but it takes one of ddp, zero2, zero3" in message
+    assert "engine.kind: is 'zero4', but it takes one of single, ddp, zero2, zero3" in message
     assert "data.languages: is 'en', but it takes a list: [a,b]" in message
     assert "dry_run: is 1, but it takes true or false" in message
     assert "data.sources.captions.path: required, give it a value" in message

@@ -15,7 +15,7 @@ from index_pico import captioned, config, indexed
 from PIL import Image
 
 from configs.errors import DataError
-from data.batches import BAD_ROWS
+from data.batches import BAD_ROWS, SAMPLES
 from data.ledger import BadRow
 from data.loader import (
     Job,
@@ -59,6 +59,14 @@ def named(renderer: Renderer, name: str, image: Any) -> Sample:
     return renderer.render(Row(name, "mine", "en", row.turns, row.images), **PLENTY)
 
 
+def same_batch(one: dict[str, Any], two: dict[str, Any]) -> bool:
+    """Whether two batches hold the same tensors and tell the same of their samples."""
+    one, two = dict(one), dict(two)
+    return one.pop(SAMPLES) == two.pop(SAMPLES) and all(
+        torch.equal(one[name], two[name]) for name in one
+    )
+
+
 def load(
     renderer: Renderer, packs: list[list[Sample]], *, num_workers: int, skip: bool = False
 ) -> list[dict[str, Any]]:
@@ -91,7 +99,7 @@ def test_any_number_of_workers_gives_the_same_batches(tmp_path: Path, renderer: 
         assert len(batches) == 8
         for one, other in zip(found[0], batches, strict=True):
             assert one.keys() == other.keys()
-            assert all(torch.equal(one[name], other[name]) for name in one)
+            assert same_batch(one, other)
 
 
 def test_only_as_many_jobs_as_the_run_has(renderer: Renderer) -> None:
@@ -172,12 +180,13 @@ def test_where_rows_may_be_skipped_a_broken_picture_leaves_its_pack(
     reason = "image 'b.png' cannot be read: truncated"
     assert found.pop(BAD_ROWS) == [BadRow("mine", "bad", reason)]
     assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert same_batch(found, wanted)
 
 
 def test_a_pack_of_nothing_but_broken_pictures_is_a_batch_still(renderer: Renderer) -> None:
     (batch,) = load(renderer, [[named(renderer, "bad", Broken())]], num_workers=0, skip=True)
     assert len(batch.pop(BAD_ROWS)) == 1
+    assert batch.pop(SAMPLES) == []
     assert {name: tuple(value.shape) for name, value in batch.items()} == dict.fromkeys(
         ("input_ids", "position_ids", "labels"), (1, 1)
     )

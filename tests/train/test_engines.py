@@ -105,6 +105,14 @@ def overrides_of(mode: str, pipeline: Any) -> list[str]:
     return [*vlm(pipeline.align), *MIXED, *LENGTH, *MODES[mode]]
 
 
+def test_fsdp2_needs_a_trainer_that_knows_of_it(monkeypatch):
+    """transformers 5.17 would shard the sharded model again."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("train.arguments.SHARDS_AT_LOAD", "nothing_of_this_name")
+    with pytest.raises(ConfigError, match=r"5\.23 or newer; here is .*: use engine=zero3"):
+        check_ranks(load_config("train", [*FAST, "engine=fsdp2", "data.packs_per_step=2"]))
+
+
 @pytest.fixture(scope="module")
 def root(pipeline, tmp_path_factory) -> Path:
     """A folder with a run of each engine and mode by two processes, and of each mode by one."""

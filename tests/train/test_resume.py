@@ -326,5 +326,5 @@ def test_dry_run_writes_nothing(pipeline, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         run(*vlm(pipeline.align), *SFT, f"output_dir={tmp_path}/run", "dry_run=true")
     assert not (tmp_path / "run").exists()
-    assert "9 steps of 2 packs (2.75 epochs of 3 steps)" in caplog.text
+    assert "9 steps of 2 packs (about 3.00 epochs of 3 steps)" in caplog.text
     assert "stage sft: what trains" in caplog.text
