@@ -1,6 +1,7 @@
 """The shape of the tree: names that hide nothing, imports that go one way, a whole wheel."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -104,6 +105,16 @@ def test_nothing_importable_lives_in_a_main() -> None:
 def test_the_only_guards_are_in_scripts_that_may_be_run_by_path() -> None:
     guarded = {short(p) for p in MODULES if "sys.path" in p.read_text()}
     assert guarded == {"train/main.py", "train/evaluate.py", "merge/__main__.py"}
+
+
+def test_benchmarks_import_what_there_is() -> None:
+    """They are too long to be run here; their imports, also those inside functions, are not."""
+    for path in sorted((ROOT / "tests/benchmarks").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in PACKAGES:
+                module = importlib.import_module(node.module)
+                lacking = [item.name for item in node.names if not hasattr(module, item.name)]
+                assert not lacking, f"{path.name}: {node.module} has no {lacking}"
 
 
 def test_library_code_does_not_print() -> None:

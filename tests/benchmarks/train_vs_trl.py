@@ -68,8 +68,8 @@ def tower(hidden: int, inner: int, layers: int, heads: int, image: int = 364) ->
 SIZES = {
     # Tiles of 140 pixels (25 image tokens) and few of them, for a quick look.
     "tiny": Size(decoder(64, 128, 4, 4, 2), tower(64, 128, 2, 2, 140), 2048, 4, 600, 24, 4, 600),
-    "pico": Size(decoder(128, 352, 4, 4, 2), tower(96, 256, 3, 3), 8192, 12, 1600, 64, 8, 8192),
-    "mid": Size(decoder(384, 1024, 8, 6, 2), tower(192, 512, 6, 3), 32768, 12, 1600, 32, 8, 8192),
+    "pico": Size(decoder(128, 352, 4, 4, 2), tower(96, 256, 3, 3), 8192, 12, 1600, 48, 8, 8192),
+    "mid": Size(decoder(384, 1024, 8, 6, 2), tower(192, 512, 6, 3), 32768, 12, 1600, 24, 8, 8192),
     "8b": Size(decoder(4096, 14336, 32, 32, 8), tower(1152, 4304, 27, 16), 256_000, 12, 1600, 256,
                8, 8192, dtype="bfloat16"),
 }  # fmt: skip
@@ -125,7 +125,7 @@ def write_model(folder: Path, size: Size, rows: Path) -> None:
 
     from data.processor import compose_processor
     from data.tokenizer import train_tokenizer
-    from train.build_model import compose
+    from train.compose import compose
 
     texts = [json.loads(line)["caption"] for line in (rows / "rows.jsonl").open()]
     tokenizer = train_tokenizer([*texts, ASK], vocab_size=512)

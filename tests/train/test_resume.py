@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -110,9 +111,32 @@ def test_killed_twice(killed, unbroken, pipeline, tmp_path):
     assert_same_run(run(*command), unbroken["sft"])
 
 
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+@pytest.mark.slow
+def test_killed_again_and_again_until_it_is_done(unbroken, pipeline, tmp_path):
+    """At random steps and moments, whatever is at work there, with a worker."""
+    draw, folder, kills = random.Random(int(os.environ.get("CHAOS_SEED", "0"))), tmp_path / "run", 0
+    command = [*vlm(pipeline.align), *SFT, f"output_dir={folder}"]
+    while not (folder / "finished.json").exists():
+        process = start([str(ROOT / "train/main.py")], command, tmp_path)
+        step = max(steps_made(folder), default=0) + draw.randint(1, 3)
+        while process.poll() is None and step not in steps_made(folder):
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.3))
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+    assert kills >= 2
+    assert_same_run(folder, unbroken["sft"])
+
+
+def steps_made(folder: Path) -> set[int]:
+    """The steps that a run has logged so far; its last line may be half written."""
     path = folder / "metrics.jsonl"
-    while not path.exists() or f'{{"step": {step}, "train/loss"' not in path.read_text():
+    text = path.read_text() if path.exists() else ""
+    return {int(step) for step in re.findall(r'{"step": (\d+), "train/loss"', text)}
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    while step not in steps_made(folder):
         assert process.poll() is None, "ended before it was killed"
         time.sleep(0.005)
 
