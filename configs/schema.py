@@ -100,9 +100,6 @@ class EngineKind(Enum):
 DEEPSPEED = (EngineKind.zero2, EngineKind.zero3)
 
 
-DEEPSPEED = (EngineKind.zero2, EngineKind.zero3)
-
-
 # --------------------------------------------------------------------------------- model
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs.errors import CheckpointError
-from train.parts import list_first
+from train.model.parts import list_first
 
 Role = Literal["vlm", "text", "out"]
 SINGLE_FILE = "model.safetensors"

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from merge.checkpoint import StoredTensor
 from merge.tensor_table import TensorClass, TensorPlan
 from merge.writer import merge_values
-from train.parts import PartName, map_names
+from train.model.parts import PartName, map_names
 
 
 class AlphaDial:

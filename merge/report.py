@@ -11,7 +11,7 @@ from merge.checkpoint import Checkpoint
 from merge.methods import MergeMethod
 from merge.staging import REPORT_FILE, flush_to_disk
 from merge.tensor_table import TensorPlan
-from train.parts import PARTS
+from train.model.parts import PARTS
 
 VERSIONED = ("visiongraft", "torch", "numpy", "transformers")
 SAMPLE_BLOCKS, SAMPLE_BYTES = 16, 4096

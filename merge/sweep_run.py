@@ -19,13 +19,13 @@ from merge.chunks import TORCH_DTYPES
 from merge.in_place import AlphaDial
 from merge.sweep_report import write_csv, write_markdown, write_plot
 from merge.tensor_table import TensorPlan
-from train.build_model import load_vlm
-from train.evaluation import HeldOut, as_json, flat_metrics
-from train.held_out import prepare_held_out
-from train.loss import add_token_losses, check_against_text_class
+from train.measuring.evaluation import HeldOut, as_json, flat_metrics
+from train.measuring.held_out import prepare_held_out
+from train.model.load import load_vlm
+from train.model.loss import add_token_losses, check_against_text_class
 from train.process import set_up_process
-from train.run_folder import to_plain
-from train.tracking import Tracker, start_tracker
+from train.saving.run_folder import to_plain
+from train.watching.tracking import Tracker, start_tracker
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from configs.errors import CheckpointError
 from merge.checkpoint import Checkpoint, StoredTensor, same_bytes
 from merge.relatives import is_tied_by_config
-from train.parts import (
+from train.model.parts import (
     TEXT_MODEL_TYPES,
     VLM_MODEL_TYPES,
     Part,

@@ -12,7 +12,7 @@ import numpy as np
 from configs.errors import CheckpointError
 from merge.checkpoint import Checkpoint, StoredTensor, read_checkpoint, same_bytes
 from merge.tensor_table import TensorPlan
-from train.parts import list_first
+from train.model.parts import list_first
 
 Bits = np.ndarray[Any, np.dtype[Any]]
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from configs.command import load_config
 from data.build import build_training_data
-from train.prepare import prepare_model
+from train.model.prepare import prepare_model
 from train.process import set_up_process
 from train.run import build_trainer, train
 

@@ -23,6 +23,10 @@ MAY_IMPORT = {
     "merge": {"configs", "data", "train"},
     "launch": {"configs", "data", "train", "merge"},
 }
+# The rooms of train/, lowest first: each may import itself and those before it.
+ROOMS = ("model", "measuring", "saving", "planning", "watching")
+# Modules beside the rooms that the rooms may import.
+GROUND = {"ranks", "precision", "schedule", "process"}
 # Only ever run with -m, as the design asks; a script of that name would hide the stdlib's.
 ONLY_RUN_WITH_M = {"data/inspect.py"}
 IMPORT_NAMES = {"hydra-core": "hydra", "pillow": "PIL", "unicode-rbnf": "unicode_rbnf"}
@@ -68,6 +72,20 @@ def test_imports_go_one_way(package: str) -> None:
         if name.split(".")[0] in PACKAGES and name.split(".")[0] not in allowed
     ]
     assert wrong == []
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_of_train_import_one_way(room: str) -> None:
+    allowed = {*ROOMS[: ROOMS.index(room) + 1], *GROUND}
+    wrong = [
+        f"{short(path)} imports {name}"
+        for path in (ROOT / "train" / room).glob("*.py")
+        for name in imports(path)
+        if name.startswith("train.") and name.split(".")[1] not in allowed
+    ]
+    assert wrong == []
+    rooms = {path.parent.name for path in (ROOT / "train").glob("*/__init__.py")}
+    assert rooms == set(ROOMS)
 
 
 def test_every_entry_point_imports_nothing_heavy() -> None:

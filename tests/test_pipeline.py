@@ -10,8 +10,8 @@ import yaml
 from pico_runs import FAST, SCENES, SHAPES, TOWER, losses, metrics, run, same_weights, vlm, weights
 
 from configs.command import load_config
-from train.parts import map_names
-from train.run_folder import to_plain
+from train.model.parts import map_names
+from train.saving.run_folder import to_plain
 
 
 def by_part(folder: Path) -> dict[str, dict[str, torch.Tensor]]:

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import transformers
@@ -16,24 +16,7 @@ from train.precision import computes_in_bf16
 from train.ranks import num_ranks
 from train.schedule import warmup_steps
 
-T = TypeVar("T")
 SHARDS_AT_LOAD = "_defer_fsdp_gradient_reduction"  # of a Trainer that knows of sharded models
-
-
-def device_of_rank() -> torch.device:
-    """Return the device this process computes on."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def gather_objects(value: T) -> list[T]:
-    """Return every rank's value; all ranks call it together."""
-    if num_ranks() == 1 or not torch.distributed.is_initialized():
-        return [value]
-    found: list[Any] = [None] * num_ranks()
-    torch.distributed.all_gather_object(found, value)
-    return found
 
 
 def check_ranks(config: TrainConfig) -> None:
@@ -75,8 +58,8 @@ def check_ranks(config: TrainConfig) -> None:
 class GraftArguments(SFTConfig):
     """TRL's arguments, and what its trainer does not know of."""
 
-    is_placed: bool = False  # by train/fsdp.py: to move it again would undo that
-    offload: bool = False  # see train/offload.py
+    is_placed: bool = False  # by train/model/fsdp.py: to move it again would undo that
+    offload: bool = False  # see train/model/offload.py
 
     @property
     def place_model_on_device(self) -> bool | None:

@@ -13,12 +13,12 @@ from configs.schema import EvaluateConfig
 from data.processor import load, load_processor
 from data.render import Renderer
 from data.rows import Row
-from train.build_model import load_text_lm, load_vlm
-from train.evaluation import HeldOut, Results, as_json
-from train.held_out import prepare_held_out
-from train.loss import add_token_losses, check_against_text_class
+from train.measuring.evaluation import HeldOut, Results, as_json
+from train.measuring.held_out import prepare_held_out
+from train.measuring.side_by_side import Example, format_examples, format_table
+from train.model.load import load_text_lm, load_vlm
+from train.model.loss import add_token_losses, check_against_text_class
 from train.process import set_up_process
-from train.side_by_side import Example, format_examples, format_table
 
 log = logging.getLogger(__name__)
 

@@ -17,22 +17,22 @@ from configs.errors import CheckpointError, ConfigError
 from configs.schema import ExportConfig, ModelKind, TrainConfig
 from configs.strict import to_dataclass
 from data.processor import load_processor
-from train.build import build_model
-from train.build_model import load_text_lm, load_vlm
-from train.card import model_card
-from train.checkpoints import (
+from train.measuring.evaluation import GroupResult, Results
+from train.model.build import build_model
+from train.model.load import load_text_lm, load_vlm
+from train.model.what_trains import PartRow, set_what_trains
+from train.process import set_up_process
+from train.saving.card import model_card
+from train.saving.checkpoints import (
     BEST,
     checkpoints_in,
     damage_of,
     newest_checkpoint,
     step_of,
 )
-from train.disk import folder_bytes, format_bytes, free_bytes
-from train.evaluation import GroupResult, Results
-from train.export import export_model
-from train.process import set_up_process
-from train.run_folder import RunFolder
-from train.what_trains import PartRow, set_what_trains
+from train.saving.disk import folder_bytes, format_bytes, free_bytes
+from train.saving.export import export_model
+from train.saving.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 ADAPTER = "adapter_model.safetensors"

@@ -11,13 +11,20 @@ import torch
 from configs.errors import Preempted
 from configs.schema import EngineKind, NonFinite, Quantization, TrainConfig
 from data.build import TrainingData, build_training_data
-from train import fsdp
-from train.arguments import build_arguments, check_ranks, device_of_rank
-from train.attention import check_attention
-from train.best import Best
-from train.callbacks import RunCallback
-from train.card import model_card
-from train.checkpoints import (
+from train.arguments import build_arguments, check_ranks
+from train.measuring.evaluation import HeldOut, Results
+from train.measuring.held_out import prepare_held_out
+from train.model import fsdp
+from train.model.attention import check_attention
+from train.model.prepare import on_original_weights, prepare_model
+from train.model.what_trains import PartRow, format_table
+from train.planning.flops import flop_shape, peak_flops
+from train.planning.plan import log_data, plan_run
+from train.process import set_up_process
+from train.ranks import device_of_rank, num_ranks, rank
+from train.saving.best import Best
+from train.saving.card import model_card
+from train.saving.checkpoints import (
     Keeping,
     check_resume,
     checkpoint_at,
@@ -25,25 +32,18 @@ from train.checkpoints import (
     newest_checkpoint,
     step_of,
 )
-from train.disk import told_when_full
-from train.evaluation import HeldOut, Results
-from train.export import export_model
-from train.flops import flop_shape, peak_flops
-from train.gather import gather_weights
-from train.held_out import prepare_held_out
-from train.meter import Meter, flops_of
-from train.plan import log_data, plan_run
-from train.preempt import StopOnSignal
-from train.prepare import on_original_weights, prepare_model
-from train.process import set_up_process
-from train.ranks import num_ranks, rank
-from train.run_folder import RunFolder, to_plain
+from train.saving.disk import told_when_full
+from train.saving.export import export_model
+from train.saving.gather import gather_weights
+from train.saving.preempt import StopOnSignal
+from train.saving.run_folder import RunFolder, to_plain
 from train.schedule import planned_steps
-from train.stability import SpikeWatch
-from train.step_watch import StepWatch
-from train.tracking import Tracker, start_tracker, truncate_metrics
 from train.trainer import GraftTrainer
-from train.what_trains import PartRow, format_table
+from train.watching.callbacks import RunCallback
+from train.watching.meter import Meter, flops_of
+from train.watching.stability import SpikeWatch
+from train.watching.step_watch import StepWatch
+from train.watching.tracking import Tracker, start_tracker, truncate_metrics
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ def start(config: TrainConfig) -> None:
     if config.dry_run:
         # PEFT imports it where it is installed, and it torch's compiler: a sixth of all the time.
         sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
-        from train.plan import plan_run
+        from train.planning.plan import plan_run
 
         plan_run(config)
         return

@@ -31,10 +31,14 @@ from data.loader import (
     take_first,
     told_by_worker,
 )
-from train import fsdp
-from train.arguments import GraftArguments, gather_objects
-from train.build_model import load_weights
-from train.checkpoints import (
+from train.arguments import GraftArguments
+from train.model import fsdp
+from train.model.load import load_weights
+from train.model.offload import offloading
+from train.model.parts import Part
+from train.model.what_trains import trainable_by_part
+from train.ranks import gather_objects
+from train.saving.checkpoints import (
     RANDOM,
     STAGING,
     Keeping,
@@ -50,12 +54,9 @@ from train.checkpoints import (
     write_states,
     write_watch,
 )
-from train.disk import told_when_full
-from train.offload import offloading
-from train.parts import Part
-from train.random_state import derive_random_state, random_state, set_random_state
-from train.step_watch import StepWatch
-from train.what_trains import trainable_by_part
+from train.saving.disk import told_when_full
+from train.saving.random_state import derive_random_state, random_state, set_random_state
+from train.watching.step_watch import StepWatch
 
 
 class GraftTrainer(SFTTrainer):

@@ -19,8 +19,8 @@ import torch
 from transformers import Cohere2Config, Cohere2ForCausalLM
 
 from configs.schema import Attention
-from train.attention import set_attention
-from train.loss import add_token_losses
+from train.model.attention import set_attention
+from train.model.loss import add_token_losses
 
 REPEATS = 9
 SAMPLE_TOKENS = 25

@@ -125,7 +125,7 @@ def write_model(folder: Path, size: Size, rows: Path) -> None:
 
     from data.processor import compose_processor
     from data.tokenizer import train_tokenizer
-    from train.compose import compose
+    from train.model.compose import compose
 
     texts = [json.loads(line)["caption"] for line in (rows / "rows.jsonl").open()]
     tokenizer = train_tokenizer([*texts, ASK], vocab_size=512)
@@ -216,7 +216,7 @@ def train_ours(folder: Path, size: Size, mode: str, clock: Clock) -> tuple[Any, 
     """Train with this project; return the model and the number of samples of the timed steps."""
     from configs.command import load_config
     from data.build import build_training_data
-    from train.prepare import prepare_model
+    from train.model.prepare import prepare_model
     from train.process import set_up_process
     from train.run import build_trainer
 
@@ -316,8 +316,8 @@ def held_out_loss(model: Any, folder: Path) -> float:
     from configs.command import load_config
     from data.processor import load_processor
     from data.render import Renderer
-    from train.held_out import prepare_held_out
-    from train.loss import add_token_losses
+    from train.measuring.held_out import prepare_held_out
+    from train.model.loss import add_token_losses
 
     config = load_config("train", [
         "model=vlm", f"model.path={folder / 'model'}", "data=files",

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig
 
 from merge.relatives import DEFAULTS, VLM_DEFAULTS, find_differences, is_tied_by_config
-from train.parts import TEXT_MODEL_TYPES, VLM_MODEL_TYPES
+from train.model.parts import TEXT_MODEL_TYPES, VLM_MODEL_TYPES
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText
 
 from merge.api import merge_checkpoints, plan_merge
 from merge.in_place import AlphaDial
-from train.parts import map_names
+from train.model.parts import map_names
 
 
 def load_model(folder: Path) -> Any:

@@ -19,10 +19,10 @@ from merge.api import merge_checkpoints
 from merge.choose import Choice, Point
 from merge.sweep_report import format_table, write_plot
 from merge.sweep_run import sweep
-from train.build_model import load_text_lm
 from train.evaluate_run import evaluate
-from train.held_out import prepare_held_out
-from train.loss import add_token_losses
+from train.measuring.held_out import prepare_held_out
+from train.model.load import load_text_lm
+from train.model.loss import add_token_losses
 
 HELD_OUT = [
     "data.languages=[en,fr]", "data.held_out.scenes.num_rows=4", "data.held_out.numbers.num_rows=4",

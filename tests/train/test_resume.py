@@ -17,12 +17,12 @@ import pytest
 import torch
 from pico_runs import FAST, MIXED, losses, metrics, run, same_weights, vlm
 
-import train.export
 import train.main
+import train.saving.export
 from configs.command import load_config
 from configs.errors import ConfigError
-from train.checkpoints import newest_checkpoint
 from train.run import train as train_run
+from train.saving.checkpoints import newest_checkpoint
 from train.trainer import GraftTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,10 +161,10 @@ def kill_in(name: str, at: int, patch: pytest.MonkeyPatch) -> None:
 
 IN_A_SAVE = {
     "between the files": ("torch.save", 2),  # the optimizer's is there, the schedule's is not
-    "before the manifest": ("train.checkpoints.write_manifest", 1),
-    "before all is on the disk": ("train.checkpoints.flush_folder", 1),
-    "after the rename": ("train.checkpoints.retain", 1),
-    "while an old one goes": ("train.checkpoints.remove", 1),
+    "before the manifest": ("train.saving.checkpoints.write_manifest", 1),
+    "before all is on the disk": ("train.saving.checkpoints.flush_folder", 1),
+    "after the rename": ("train.saving.checkpoints.retain", 1),
+    "while an old one goes": ("train.saving.checkpoints.remove", 1),
 }
 
 
@@ -175,7 +175,7 @@ def test_killed_in_every_phase_of_a_save(unbroken, pipeline, tmp_path, monkeypat
     checkpoints, went_on_from = tmp_path / "run/checkpoints", []
     for name, at in IN_A_SAVE.values():
         with monkeypatch.context() as patch:
-            if name == "train.checkpoints.remove":
+            if name == "train.saving.checkpoints.remove":
                 patch.setattr(name, half_removed)
             else:
                 kill_in(name, at, patch)
@@ -298,7 +298,7 @@ def test_stopped_while_exporting(kind, unbroken, pipeline, tmp_path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.export, "follow_umask", stop)
+        patch.setattr(train.saving.export, "follow_umask", stop)
         with pytest.raises(KeyboardInterrupt):
             run(*overrides)
     assert not (tmp_path / "run/export").exists()

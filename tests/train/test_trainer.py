@@ -11,13 +11,13 @@ from pico_runs import MIXED, make_trainer, metrics, run, vlm, weights
 from torch.nn import functional
 from transformers import TrainerCallback
 
-import train.callbacks
+import train.watching.callbacks
 from configs.command import load_config
 from configs.errors import ConfigError
 from data.batches import load_pixels
 from train.arguments import check_ranks
-from train.build_model import load_vlm
-from train.flops import flop_shape, flops_of_pack
+from train.model.load import load_vlm
+from train.planning.flops import flop_shape, flops_of_pack
 from train.schedule import warmup_steps
 
 WORST_LOSS = 2e-6  # nats; measured 4.8e-7
@@ -119,9 +119,10 @@ def test_mfu_counts_the_work_of_all_packs_and_the_wait_for_them(pipeline, tmp_pa
         "evaluation.eval_on_start=false", "tracker.logging_steps=2",
     ]  # fmt: skip
     counts = []
-    inner = train.callbacks.metrics_of
+    module = train.watching.callbacks
+    inner = module.metrics_of
     monkeypatch.setattr(
-        train.callbacks, "metrics_of", lambda told, **k: counts.extend(told) or inner(told, **k)
+        module, "metrics_of", lambda told, **k: counts.extend(told) or inner(told, **k)
     )
     folder = run(*overrides, "engine.peak_tflops=0.001", f"output_dir={tmp_path}/run")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,318 @@
+"""What is measured, against a loop over samples with transformers' own forward and generate."""
+
+import copy
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from pico_runs import FAST, SCENES
+from sacrebleu import corpus_chrf
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+
+import train.measuring.evaluation
+from configs.command import load_config
+from configs.errors import CheckpointError, ConfigError
+from data.processor import load_processor
+from data.render import Renderer, Sample
+from data.rows import question
+from train.evaluate_run import evaluate
+from train.measuring.evaluation import (
+    Answer,
+    HeldOut,
+    _other_pictures,
+    _scores,
+    as_json,
+    flat_metrics,
+)
+from train.measuring.held_out import prepare_held_out
+from train.measuring.side_by_side import format_table
+from train.model.load import load_text_lm, load_vlm
+from train.model.loss import add_token_losses
+
+WORST_NLL = 2e-6  # nats; measured 4.8e-7
+HELD_OUT = [
+    *FAST, *SCENES, "data.held_out.scenes.num_rows=10", "data.held_out.numbers.num_rows=6",
+    "evaluation.max_rows=5", "evaluation.batch_size=4", "evaluation.max_new_tokens=12",
+]  # fmt: skip
+
+
+def prepare(path: Any, *overrides: str, text_only: bool = False) -> HeldOut:
+    config = load_config("train", [*HELD_OUT, *overrides])
+    renderer = Renderer(load_processor(str(path)))
+    return prepare_held_out(config.data, config.evaluation, renderer, seed=0, text_only=text_only)
+
+
+@pytest.fixture(scope="module")
+def held_out(pipeline) -> HeldOut:
+    return prepare(pipeline.sft)
+
+
+@pytest.fixture(scope="module")
+def model(pipeline) -> Any:
+    model = load_vlm(str(pipeline.sft), dtype=torch.float32)
+    add_token_losses(model)
+    return model
+
+
+@torch.no_grad()
+def naive_nll(plain: Any, sample: Any, pixels: torch.Tensor | None) -> torch.Tensor:
+    ids = torch.from_numpy(sample.input_ids).long()[None]
+    inputs = {} if pixels is None else {"pixel_values": pixels}
+    logits = plain(input_ids=ids, **inputs).logits[0, :-1]
+    if hasattr(plain.config, "text_config"):  # AyaVision leaves out what its text class applies
+        logits = logits * plain.config.text_config.logit_scale
+    losses = functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+    return losses[torch.from_numpy(sample.supervised)[1:]]
+
+
+def mean(losses: list[torch.Tensor]) -> float:
+    return float(torch.cat(losses).double().mean())
+
+
+def tiles_of(held_out: HeldOut, sample: Sample) -> Any:
+    """The tiles of a sample's pictures, or None."""
+    return held_out.pictures.tiles(sample) if sample.row.images else None
+
+
+@pytest.mark.parametrize("max_batch_tokens", [2048, 100])
+def test_losses_are_those_of_each_sample_alone(
+    max_batch_tokens, pipeline, held_out, model, monkeypatch
+):
+    monkeypatch.setattr(train.measuring.evaluation, "MAX_BATCH_TOKENS", max_batch_tokens)
+    plain = AutoModelForImageTextToText.from_pretrained(pipeline.sft).eval()
+    results = held_out.measure(model, generate=False)
+    assert results.keys() == {"scenes", "numbers", "udhr"}
+    for name, samples in held_out.groups.items():
+        for code in ("en", "fr"):
+            group = [s for s in samples if s.row.language == code]
+            losses = [naive_nll(plain, s, tiles_of(held_out, s)) for s in group]
+            assert results[name].nll[code] == pytest.approx(mean(losses), abs=WORST_NLL)
+
+
+def test_a_text_lm_is_measured_on_text(pipeline):
+    held_out = prepare(pipeline.text, text_only=True)
+    model = load_text_lm(str(pipeline.text), dtype=torch.float32)
+    add_token_losses(model)
+    plain = AutoModelForCausalLM.from_pretrained(pipeline.text).eval()
+    results = held_out.measure(model, generate=False)
+    assert results.keys() == {"numbers", "udhr"}
+    for name, samples in held_out.groups.items():
+        losses = [naive_nll(plain, s, None) for s in samples if s.row.language == "fr"]
+        assert results[name].nll["fr"] == pytest.approx(mean(losses), abs=WORST_NLL)
+
+
+# ------------------------------------------------------------------------------ the picture gap
+
+
+def test_the_gap_is_the_loss_with_another_picture_minus_the_loss(pipeline, held_out, model):
+    plain = AutoModelForImageTextToText.from_pretrained(pipeline.sft).eval()
+    result = held_out.measure(model, generate=False)["scenes"]
+    samples = held_out.groups["scenes"]
+    digests = [held_out.pictures.digest(s) for s in samples]
+    others = [i or 0 for i in _other_pictures(samples, digests)]
+    for code in ("en", "fr"):
+        group = [(s, samples[i]) for s, i in zip(samples, others, strict=True)
+                 if s.row.language == code]  # fmt: skip
+        assert all(s.row.turns[-1] != other.row.turns[-1] for s, other in group)
+        right, wrong = (
+            mean([naive_nll(plain, s, tiles_of(held_out, (s, other)[which]))
+                  for s, other in group])
+            for which in (0, 1)
+        )  # fmt: skip
+        assert result.picture_gap[code] == pytest.approx(wrong - right, abs=WORST_NLL)
+    assert any(abs(gap) > 1e-5 for gap in result.picture_gap.values())
+
+
+def test_the_gap_of_a_blind_model_is_0(pipeline, held_out):
+    """A projector that says the same of every picture."""
+    blind: Any = load_vlm(str(pipeline.sft), dtype=torch.float32)
+    add_token_losses(blind)
+    with torch.no_grad():
+        blind.model.multi_modal_projector.linear_2.weight.zero_()
+        blind.model.multi_modal_projector.linear_2.bias.normal_()
+    result = held_out.measure(blind, generate=False)["scenes"]
+    assert result.picture_gap == {"en": 0.0, "fr": 0.0}
+
+
+def test_no_other_picture_no_gap(held_out, model):
+    """Rows with one answer: nothing is known of whether the picture was used."""
+    samples = [
+        replace(s, row=replace(s.row, turns=question("?", "same", num_images=1)))
+        for s in held_out.groups["scenes"]
+    ]
+    digests = [held_out.pictures.digest(s) for s in held_out.groups["scenes"]]
+    assert _other_pictures(samples, digests) == [None] * len(samples)
+
+
+def test_one_picture_in_many_languages_is_one_picture(held_out):
+    """Else the gap of the commonest multilingual set, captions by language, would go to 0."""
+    samples = held_out.groups["scenes"]
+    same = [held_out.pictures.digest(samples[0])] * len(samples)
+    assert _other_pictures(samples, same) == [None] * len(samples)
+
+
+def test_another_picture_has_as_many_tiles(held_out):
+    samples = [replace(s, num_tiles=(1 + i % 2,)) for i, s in enumerate(held_out.groups["scenes"])]
+    digests = [held_out.pictures.digest(s) for s in held_out.groups["scenes"]]
+    others = _other_pictures(samples, digests)
+    assert any(other is not None for other in others)
+    for i, other in enumerate(others):
+        assert other is None or (other != i and samples[other].num_tiles == samples[i].num_tiles)
+
+
+# ------------------------------------------------------------------------------ answers
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_batched_answers_are_greedy_answers_one_at_a_time(early, pipeline):
+    """By the published way: AutoProcessor, apply_chat_template, generate.
+
+    Early: answers end at different lengths, for what some would say first counts as the end.
+    """
+    held_out = prepare(pipeline.sft)
+    plain = AutoModelForImageTextToText.from_pretrained(pipeline.sft).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():  # a few steps of training taught it one answer to everything
+        for parameter in plain.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model = load_vlm(str(pipeline.sft), dtype=torch.float32)
+    add_token_losses(model)
+    model.load_state_dict(plain.state_dict())
+    processor = AutoProcessor.from_pretrained(pipeline.sft)
+    samples = [*held_out.groups["scenes"], *held_out.groups["numbers"]]
+
+    def told(sample: Any) -> list[int]:
+        pictures = [{"type": "image", "image": image.load()} for image in sample.row.images]
+        content = [*pictures, {"type": "text", "text": sample.row.turns[0].text}]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True,
+            return_dict=True, return_tensors="pt",
+        )  # fmt: skip
+        end = held_out.renderer.stop_token_id
+        out = plain.generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=end)
+        return out[0, inputs["input_ids"].shape[1] :].tolist()
+
+    if early:
+        said = [told(sample) for sample in samples]
+        ends = [  # tokens at which answers would end after different numbers of tokens
+            token
+            for token in {token for tokens in said for token in tokens}
+            if len({[*tokens[:11], token].index(token) for tokens in said}) > 1
+        ]
+        held_out.renderer.stop_token_id = ends[0]
+    wanted = [told(sample) for sample in samples]
+    assert len({len(tokens) for tokens in wanted}) > 1 or not early
+    answers = held_out.answers(model.eval(), samples)
+    assert len({answer.answer for answer in answers}) > 1
+    decode = held_out.renderer.tokenizer.decode
+    for sample, answer, tokens in zip(samples, answers, wanted, strict=True):
+        assert answer.answer == decode(tokens, skip_special_tokens=True)
+        assert (answer.row_id, answer.question) == (str(sample.row), sample.row.turns[0].text)
+        assert answer.reference == sample.row.turns[1].text
+
+
+def answer(language: str, reference: str, said: str) -> Answer:
+    return Answer("row", language, "?", reference, said)
+
+
+def test_exact_match_and_chrf_by_hand():
+    exact, chrf = _scores([
+        answer("en", "a cat", " a cat\n"), answer("en", "a dog", "a cow"),
+        answer("fr", "un chat", "un chat"), answer("hi", "बिल्ली", ""),
+    ])  # fmt: skip
+    assert exact == {"en": 0.5, "fr": 1.0, "hi": 0.0}
+    assert list(chrf) == ["en", "fr", "hi"] and chrf["fr"] == 100 and chrf["hi"] == 0
+    wanted = corpus_chrf([" a cat\n", "a cow"], [["a cat", "a dog"]]).score
+    assert chrf["en"] == wanted and 0 < wanted < 100
+
+
+def test_letters_case_and_order_count():
+    exact, _ = _scores([answer("en", "sun, key", s) for s in ("key, sun", "Sun, key", "sun,  key")])
+    assert exact == {"en": 0.0}
+
+
+# ------------------------------------------------------------------------------ the results
+
+
+def test_everything_measured_is_told(held_out, model):
+    results = held_out.measure(model)
+    names = flat_metrics(results)
+    for name in ("nll", "picture_gap", "exact_match", "chrf"):
+        values = [names[f"scenes/{name}/{code}"] for code in ("en", "fr")]
+        assert names[f"scenes/{name}"] == pytest.approx(sum(values) / 2)
+    assert {name for name in names if name.startswith("udhr")} == {
+        "udhr/nll", "udhr/nll/en", "udhr/nll/fr",
+    }  # fmt: skip
+    assert not any("picture_gap" in name for name in names if not name.startswith("scenes"))
+    plain = json.loads(json.dumps(as_json(results)))
+    assert plain["scenes"]["mean"]["nll"] == names["scenes/nll"]
+    assert len(plain["scenes"]["answers"]) == 10 and len(plain["numbers"]["answers"]) == 6
+    assert all(math.isfinite(value) for value in names.values())
+    table = format_table({"sft": results})
+    assert f"| **scenes** | loss, nats a token | mean | **{names['scenes/nll']:.3f}** |" in table
+
+
+def test_measuring_leaves_the_model_as_it_was(held_out, model):
+    before = copy.deepcopy(model.state_dict())
+    model.train()
+    held_out.measure(model)
+    assert model.training and model.model.language_model.training
+    assert all(torch.equal(v, before[name]) for name, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    model.eval()
+
+
+def test_rows_are_limited_for_each_language(pipeline):
+    held_out = prepare(pipeline.sft, "evaluation.max_rows=2")
+    for samples in held_out.groups.values():
+        assert [s.row.language for s in samples].count("en") == 2
+        assert [s.row.language for s in samples].count("fr") == 2
+
+
+# ------------------------------------------------------------------------------ side by side
+
+
+def side_by_side(out: Any, models: dict[str, Any], *overrides: str) -> Any:
+    listed = ", ".join(f"{name}: {path}" for name, path in models.items())
+    config = load_config("evaluate", [
+        f"models={{{listed}}}", f"out={out}", "engine.num_threads=1", "data.languages=[en,fr]",
+        "data.held_out.scenes.num_rows=4", "data.held_out.numbers.num_rows=4", "num_examples=3",
+        "evaluation.max_rows=2", "evaluation.max_new_tokens=4", *overrides,
+    ])  # fmt: skip
+    evaluate(config)
+    return json.loads((out / "evaluation.json").read_text()) if out.exists() else None
+
+
+def test_models_side_by_side(pipeline, tmp_path):
+    models = {"text": pipeline.text, "sft": pipeline.sft, "merged": pipeline.merged}
+    found = side_by_side(tmp_path / "out", models)
+    assert found["text"].keys() == {"numbers", "udhr"}
+    assert found["sft"].keys() == found["merged"].keys() == {"scenes", "numbers", "udhr"}
+    means = [found[name]["udhr"]["mean"]["nll"] for name in models]
+    assert len(set(means)) == 3
+    report = (tmp_path / "out/report.md").read_text()
+    row = " | ".join(f"**{value:.3f}**" for value in means)
+    assert f"| **udhr** | loss, nats a token | mean | {row} |" in report
+    assert "| **scenes** | answered exactly | mean | – |" in report
+    pictures = sorted((tmp_path / "out/pictures").iterdir())
+    assert [path.name for path in pictures] == ["1.png", "2.png", "3.png"]
+    assert all(f"![](pictures/{path.name})" in report for path in pictures)
+
+
+def test_a_dry_run_names_the_models(pipeline, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        assert side_by_side(tmp_path / "out", {"a": pipeline.sft}, "dry_run=true") is None
+    assert f"a: {pipeline.sft} (aya_vision)" in caplog.text
+
+
+def test_what_is_refused(pipeline, tmp_path):
+    with pytest.raises(CheckpointError, match=r"no processor in '/nowhere'"):
+        side_by_side(tmp_path / "out", {"a": "/nowhere"})
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").write_text("")
+    with pytest.raises(ConfigError, match=r"out='.*full' is not empty; give a new folder"):
+        side_by_side(tmp_path / "full", {"a": pipeline.sft})

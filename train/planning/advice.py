@@ -1,0 +1,93 @@
+"""What a colleague would say of a plan: things that run and are probably not what was meant."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from configs.schema import ModelKind, PartMode
+from train.planning.memory import gib, total_bytes
+from train.planning.packs_ahead import num_epochs
+from train.schedule import warmup_steps
+
+if TYPE_CHECKING:
+    from train.planning.plan import Plan
+
+FULL_RATE = 5e-5  # above it a decoder tuned in full soon forgets; the paper's 1e-4 is under muP
+FEW_SAMPLES = 32  # a step; the paper's batch is 128 (arXiv 2505.08751)
+MANY_EPOCHS = 10
+NEARLY = 0.9  # of a device's memory: the rest goes to what the allocator cannot use
+EMPTY, FULL = 0.8, 0.95  # of a budget, on average
+
+
+def advise(plan: "Plan") -> Iterator[str]:
+    """Yield a line for each thing worth a second look."""
+    checks: tuple[Callable[[Plan], Iterator[str]], ...] = (
+        _learning_rate,
+        _memory,
+        _batch,
+        _length,
+        _budgets,
+    )
+    for check in checks:
+        yield from check(plan)
+
+
+def _learning_rate(plan: "Plan") -> Iterator[str]:
+    part, model = plan.config.stage.parts.decoder, plan.config.model
+    is_pretrained = model.kind is ModelKind.vlm or model.decoder.path is not None
+    if is_pretrained and part.mode is PartMode.full and part.learning_rate > FULL_RATE:
+        yield (
+            f"stage.parts.decoder.learning_rate={part.learning_rate:g} for a decoder that trains "
+            "in full: the paper's 1e-4 holds under muP, which is not used here; about 1e-5 is usual"
+        )
+    num_steps, wanted = plan.num_steps, plan.config.optim.warmup_steps
+    if wanted is not None and warmup_steps(wanted, num_steps) > num_steps / 2:
+        yield f"optim.warmup_steps={wanted} is over half of the {num_steps} steps"
+
+
+def _memory(plan: "Plan") -> Iterator[str]:
+    room, needed = plan.device_bytes, total_bytes(plan.memory)
+    if room is None or needed < NEARLY * room:
+        return
+    engine = plan.config.engine
+    ways = [] if engine.gradient_checkpointing else ["engine.gradient_checkpointing=true"]
+    if plan.num_ranks > 1 and engine.kind.value in ("single", "ddp", "zero2"):
+        ways.append("an engine that shares out more (zero3)")
+    ways.append("a lower data.max_tokens or data.max_tiles")
+    amount = "more than" if needed > room else "nearly all of"
+    yield f"{gib(needed)} are {amount} the device's {gib(room)}: {', '.join(ways)}"
+
+
+def _batch(plan: "Plan") -> Iterator[str]:
+    samples, model = plan.work.num_samples, plan.config.model
+    is_pretrained = model.kind is ModelKind.vlm or model.decoder.path is not None
+    if is_pretrained and samples is not None and samples < FEW_SAMPLES:
+        yield (
+            f"a step holds {samples:.0f} samples, the paper's 128: raise data.packs_per_step "
+            f"({plan.config.data.packs_per_step}), or lower the learning rates"
+        )
+
+
+def _length(plan: "Plan") -> Iterator[str]:
+    if plan.data.plan is None:
+        return
+    epochs = num_epochs(plan.data.plan, plan.num_steps)
+    if epochs > MANY_EPOCHS:
+        yield f"{plan.num_steps:,} steps see every row {epochs:,.0f} times"
+
+
+def _budgets(plan: "Plan") -> Iterator[str]:
+    if plan.data.plan is None:
+        return
+    data = plan.config.data
+    tokens, tiles = plan.data.plan.held(0)
+    token_fill, tile_fill = tokens.mean() / data.max_tokens, tiles.mean() / data.max_tiles
+    if token_fill < EMPTY and tile_fill > FULL:
+        yield (
+            f"packs are full of tiles ({tile_fill:.0%} of data.max_tiles={data.max_tiles}) while "
+            f"{token_fill:.0%} of data.max_tokens is used: raise data.max_tiles"
+        )
+    if len(tokens) <= data.packs_per_step:
+        yield (
+            f"an epoch is {len(tokens)} packs, a single step: lower data.packs_per_step or "
+            "data.max_tokens, or give more rows"
+        )

@@ -1,0 +1,47 @@
+"""The model card of an export: what was trained, on what, and what was measured."""
+
+from configs.schema import TrainConfig
+from train.measuring.evaluation import Results
+from train.model.what_trains import PartRow, format_table
+from train.saving.run_folder import environment
+
+
+def model_card(config: TrainConfig, table: list[PartRow], results: Results) -> str:
+    """Return the README.md of an export."""
+    sources = "\n".join(
+        f"- `{name}`: {source.kind.value}" + (f" ({source.path})" if source.path else "")
+        for name, source in config.data.sources.items()
+    )
+    measured = "\n".join(
+        f"| {group} | {name} | {value:.3f} |"
+        for group, result in results.items()
+        for name, value in result.metrics().items()
+        if "/" not in name
+    )
+    pipeline = "text-generation" if config.model.kind.value == "text_lm" else "image-text-to-text"
+    packages = ", ".join(f"{k} {v}" for k, v in environment()["packages"].items() if v)
+    return f"""---
+library_name: transformers
+pipeline_tag: {pipeline}
+tags: [visiongraft]
+---
+# {config.stage.name}
+
+Trained with visiongraft, stage `{config.stage.name}`, seed {config.seed}.
+
+```
+{format_table(table)}
+```
+
+Data, in {", ".join(config.data.languages)}:
+
+{sources}
+
+Measured on held-out rows at the end (mean over languages):
+
+| group | measure | value |
+|---|---|---|
+{measured}
+
+Versions: {packages}.
+"""

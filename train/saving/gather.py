@@ -1,0 +1,36 @@
+"""Whole weights on rank 0, of engines that share them out."""
+
+from typing import Any
+
+from torch import nn
+
+from train.model import fsdp
+from train.ranks import rank
+
+
+def gather_weights(model: Any) -> None:
+    """Give the modules on rank 0 the whole weights that ZeRO-3 or FSDP2 has shared out.
+
+    All ranks call this. Nothing can be trained or measured afterwards. Nothing happens to a model
+    that each rank holds whole.
+    """
+    if fsdp.is_sharded(model):
+        fsdp.unshard(model)
+    _gather_zero3(model)
+
+
+def _gather_zero3(model: Any) -> None:
+    shared_out = [p for p in model.parameters() if hasattr(p, "ds_id")]
+    if not shared_out:
+        return
+    import deepspeed
+
+    whole = {}
+    for parameter in shared_out:  # one at a time: no GPU needs room for them all
+        with deepspeed.zero.GatheredParameters([parameter]):
+            if rank() == 0:
+                values = parameter.detach().cpu().clone()
+                whole[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
+    for module in model.modules() if whole else ():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, whole[id(parameter)])

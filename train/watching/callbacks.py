@@ -1,0 +1,174 @@
+"""What happens between steps: progress, metrics, and held-out rows that are measured."""
+
+import json
+import logging
+import math
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from data.build import TrainingData
+from train.measuring.evaluation import HeldOut, Results, as_json, flat_metrics
+from train.ranks import gather_objects
+from train.saving.run_folder import RunFolder
+from train.watching.meter import metrics_of
+from train.watching.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+class RunCallback(TrainerCallback):
+    """Logs under stable names: train/, perf/, data/, eval/."""
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        folder: RunFolder,
+        held_out: HeldOut,
+        data: TrainingData,
+        *,
+        name: str,
+        eval_on_start: bool,
+        eval_steps: int | None,
+        generate: bool,
+        peak_flops: float | None = None,
+    ) -> None:
+        """Set `trainer` before training starts: its counts are logged."""
+        self.tracker, self.folder, self.held_out, self.data = tracker, folder, held_out, data
+        self.eval_on_start, self.eval_steps, self.generate = eval_on_start, eval_steps, generate
+        self.name, self.peak_flops = name, peak_flops
+        self.trainer: Any = None
+        self.settled_at = -1  # step up to which bad rows were shared
+        self.bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure the model as it is given, then start the clock and the progress bar."""
+        if self.eval_on_start and state.global_step == 0:
+            self.evaluate(kwargs["model"], step=0)
+        if self.trainer.is_deepspeed_enabled:
+            self.trainer.watch.listen_to(self.trainer.deepspeed)
+        self.trainer.watch.meter.go_on()
+        self.bar = tqdm(
+            desc=self.name,
+            total=state.max_steps,
+            initial=state.global_step,
+            unit="step",
+            disable=self.tracker.path is None,
+            mininterval=0.5 if sys.stderr.isatty() else 10,
+        )
+
+    def close(self) -> None:
+        """Close the progress bar, also after Ctrl-C: it would be drawn again below the message."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Write what all ranks counted since the last time."""
+        if not logs or "loss" not in logs:
+            return
+        watch = self.trainer.watch
+        counts = watch.meter.take()
+        counts.peak_bytes = watch.peaks.take()
+        told = gather_objects(counts)
+        metrics = metrics_of(told, peak_flops=self.peak_flops)
+        metrics |= {f"train/learning_rate/{k}": v for k, v in watch.learning_rates.items()}
+        metrics |= {f"train/grad_norm/{k}": v for k, v in watch.grad_norms().items()}
+        if math.isfinite(logs["grad_norm"]):  # else its step was left out
+            metrics["train/grad_norm"] = logs["grad_norm"]
+        epoch = self.data.epoch_of(state.global_step)
+        metrics |= {} if epoch is None else {"data/epoch": epoch}
+        if self.data.ledger.skip:
+            metrics["data/rows_left_out"] = self.data.ledger.num_bad
+        self._tell(metrics, [spike for one in told for spike in one.spikes])
+        self.tracker.log(metrics, state.global_step)
+
+    def _tell(self, metrics: dict[str, float], spikes: list[str]) -> None:
+        loss = f"loss {metrics['train/loss']:.3f}, " if "train/loss" in metrics else ""
+        speed = f"{metrics['perf/tokens_per_second']:,.0f} tokens/s"
+        self.bar.set_postfix_str(f"{loss}{speed}", refresh=False)
+        for spike in spikes:
+            log.warning(spike)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure the held-out rows when it is time; at the last step the run does so itself."""
+        self.bar.update()
+        self._settle_ledger(args, state)
+        due = self.eval_steps is not None and state.global_step % self.eval_steps == 0
+        if due and state.global_step < state.max_steps:
+            self.evaluate(kwargs["model"], step=state.global_step)
+
+    def _settle_ledger(self, args: Any, state: Any) -> None:
+        """Share the bad rows met since the last time, where metrics are logged, and at the end."""
+        step = state.global_step
+        if step == state.max_steps:
+            self._share_bad_rows(step, is_last=True)
+        elif self.data.ledger.skip and step % args.logging_steps == 0:
+            self._share_bad_rows(step)
+
+    def before_saving(self) -> None:
+        """Write the bad rows that a checkpoint has passed: a resumed run does not meet them."""
+        step = self.trainer.state.global_step
+        if self.data.ledger.skip and self.settled_at != step:
+            self._share_bad_rows(step)
+
+    def _share_bad_rows(self, step: int, *, is_last: bool = False) -> None:
+        """Share the bad rows met since the last time, and write them; all ranks do so together."""
+        ledger, is_streamed = self.data.ledger, self.data.plan is None
+        self.settled_at = step
+        packs = self.trainer.packs
+        mine = self.trainer.take_bad_rows(), packs.num_used(step), packs.num_read(step)
+        told = gather_objects(mine)
+        lines = ledger.meet(step, [row for rows, _, _ in told for row in rows])
+        used = sum((Counter(used) for _, used, _ in told), Counter())
+        if self.tracker.path is not None:  # one rank writes
+            ledger.append(self.folder.rows, lines)
+            if is_last and used:
+                ledger.append(
+                    self.folder.rows,
+                    [{"step": step, "source": k, "used": n} for k, n in sorted(used.items())],
+                )
+            if is_streamed:
+                ledger.check_stream(sum(read for _, _, read in told))
+            else:
+                ledger.check_ratio()
+
+    def evaluate(self, model: Any, *, step: int) -> Results:
+        """Measure the held-out rows; every rank does the same, which every engine can do."""
+        start = time.perf_counter()
+        watch = self.trainer.watch
+        watch.meter.pause()
+        watch.peaks.enter("evaluation")
+        with self.trainer.accelerator.autocast():  # also around generation, as in training
+            results = self.held_out.measure(model, generate=self.generate)
+        watch.peaks.enter(None)
+        watch.meter.go_on()
+        metrics = {f"eval/{name}": value for name, value in flat_metrics(results).items()}
+        metrics["perf/evaluation_seconds"] = time.perf_counter() - start
+        self.tracker.log(metrics, step)
+        self.trainer.measured(metrics, step)
+        if self.tracker.path is not None:
+            path = self.folder.evaluation / f"step-{step:06d}.json"
+            path.write_text(
+                json.dumps(as_json(results), ensure_ascii=False, indent=1), encoding="utf-8"
+            )
+            self._log_answers(results, step)
+        return results
+
+    def _log_answers(self, results: Results, step: int) -> None:
+        columns = ["row", "picture", "language", "question", "reference", "answer"]
+        for name, result in results.items():
+            pictures = {
+                str(sample.row): sample.row.images[0].load()
+                for sample in self.held_out.groups[name][:32]
+                if sample.row.images and self.tracker.wandb_run is not None
+            }
+            rows = [
+                [a.row_id, pictures.get(a.row_id), a.language, a.question, a.reference, a.answer]
+                for a in result.answers[:32]
+            ]
+            if rows:
+                self.tracker.log_table(f"eval/{name}/answers", columns, rows, step)
