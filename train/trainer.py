@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import AutocastKwargs
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
@@ -142,6 +143,12 @@ class GraftTrainer(SFTTrainer):
         """Return this rank's packs in order. They are already shared out over ranks."""
         workers = self.args.dataloader_num_workers
         return make_loader(self.batches, self.sampler, num_workers=workers)
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """Let autocast keep no copies: it would hold one of each weight that trains."""
+        args = super()._build_accelerator_args(**kwargs)
+        args["kwargs_handlers"].append(AutocastKwargs(cache_enabled=False))
+        return args
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train, from the start or from a checkpoint.

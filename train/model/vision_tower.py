@@ -43,9 +43,12 @@ def load_tower(path: str, *, image_size: int, dtype: torch.dtype) -> SiglipVisio
     Raises:
         CheckpointError: it is no SigLIP, or weights are missing or left over.
     """
-    is_naflex = vision_config(path).model_type.startswith("siglip2")
+    config = vision_config(path)
+    is_naflex = config.model_type.startswith("siglip2")
     kind: Any = Siglip2VisionModel if is_naflex else SiglipVisionModel
-    tower = load_checked("vision tower", kind, path, dtype, vision_use_head=False)
+    # Set here: the config of a NaFlex tower does not have the key in transformers 5.17.
+    config.vision_use_head = False
+    tower = load_checked("vision tower", kind, path, dtype, config=config)
     return from_naflex(tower, image_size) if is_naflex else resample_positions(tower, image_size)
 
 

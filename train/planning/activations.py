@@ -34,7 +34,7 @@ class PackShape:
 class Phases:
     """Bytes beside weights and gradients; what comes in from the module before is not counted."""
 
-    forward: int = 0  # held at the end of the forward, weights cast by autocast among them
+    forward: int = 0  # held at the end of the forward
     kept: int = 0  # held from there until the backward
     peak_forward: int = 0  # most at any time of the forward
     peak_backward: int = 0  # most at any time of the backward
@@ -269,7 +269,9 @@ class _Runner:
         kwargs: dict[str, Any],
         live: LiveBytes,
     ) -> Phases:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False
+        ):
             given = call(entered, **kwargs)
             given = given[0] if isinstance(given, tuple) else given
             forward = live.now

@@ -114,7 +114,8 @@ def _checkpointing(config: TrainConfig, model: Any) -> None:
 def _step(config: TrainConfig, model: Any, batch: Batch, device: torch.device) -> float:
     """Run forward and backward; return the seconds they took."""
     start = time.perf_counter()
-    with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(config)):
+    half = computes_in_bf16(config)
+    with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
         loss = model(**batch, token_losses=True).mean()
     loss.backward()
     if device.type == "cuda":

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from pico_models import (
     TEXT,
     WINDOW,
@@ -218,10 +220,12 @@ def test_flash_is_told_where_samples_begin(kind, monkeypatch):
     )
     functions = (None, naive_varlen, None, None, None)
     module = "transformers.modeling_flash_attention_utils.lazy_import_flash_attention"
-    monkeypatch.setattr(module, lambda _: (functions, (process, None)))
-    monkeypatch.setattr(  # nothing is worked out at each layer
-        "transformers.modeling_flash_attention_utils._is_packed_sequence", None
-    )
+    # Since 5.19 it also gives a function for paged attention.
+    given = process if Version(transformers.__version__) < Version("5.19") else (process, None)
+    monkeypatch.setattr(module, lambda _: (functions, given))
+    # Nothing is found out at each layer: without what we give there would be no pack.
+    finds_pack = "transformers.modeling_flash_attention_utils._is_packed_sequence"
+    monkeypatch.setattr(finds_pack, lambda *_, **__: False)
     model.config.get_text_config()._attn_implementation = "flash_attention_2"
     flash = model(**batch, token_losses=True)
     flash.sum().backward()
