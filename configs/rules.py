@@ -14,6 +14,7 @@ from configs.schema import (
     DEEPSPEED,
     AdapterConfig,
     DataConfig,
+    Dtype,
     EngineKind,
     MergeConfig,
     ModelConfig,
@@ -59,6 +60,7 @@ def check_rules(config: Any) -> None:
         problems += _model_rules(config.model)
     if isinstance(config, TrainConfig):
         problems += _stage_rules(config)
+        problems += _engine_rules(config)
         problems += _best_rules(config)
     if isinstance(config, MergeConfig):
         problems += _alpha_rule("alpha", config.alpha)
@@ -168,22 +170,41 @@ def _stage_rules(config: TrainConfig) -> Iterator[str]:
         for name in ("vision_tower", "projector"):
             if modes[name] is not PartMode.frozen:
                 yield f"stage.parts.{name}.mode: a text LM has no {name}; it must be frozen"
-    if modes["projector"] is PartMode.lora:
+    if modes["projector"] is PartMode.lora and config.model.kind is not ModelKind.vlm:
         yield "stage.parts.projector.mode: lora is for pretrained parts; use full or frozen"
+    beside = [name for name in ("vision_tower", "projector") if modes[name] is PartMode.lora]
+    if modes["decoder"] is PartMode.full and beside:
+        yield (
+            f"stage.parts.decoder.mode: is full beside {beside[0]}.mode=lora, but PEFT would train "
+            "a copy of the decoder that its tied head does not follow; use lora for both, or full"
+        )
+    if PartMode.lora not in modes.values() and config.adapter != AdapterConfig():
+        yield "adapter: is given, but no part has mode lora; use stage=sft_lora"
+    if config.adapter.quantization is not Quantization.none:
+        yield from _quantization_rules(config)
+
+
+def _engine_rules(config: TrainConfig) -> Iterator[str]:
     if config.optim.on_nonfinite is NonFinite.skip and config.engine.kind in DEEPSPEED:
         yield (
             f"optim.on_nonfinite: is skip, but engine={config.engine.kind.value} makes the step "
             "before its gradient can be looked at; use stop, or engine=fsdp2 or ddp"
         )
-    if PartMode.lora not in modes.values() and config.adapter != AdapterConfig():
-        yield "adapter: is given, but no part has mode lora; use stage=sft_lora"
+    if (
+        config.engine.kind in DEEPSPEED
+        and config.engine.bf16
+        and config.model.dtype is Dtype.float32
+    ):
+        yield (
+            f"model.dtype: is float32, but engine={config.engine.kind.value} with engine.bf16=true "
+            "rounds all weights to bfloat16, also those that do not train, and the export would "
+            "hold them so; set model.dtype=bfloat16, or take engine=fsdp2 or ddp"
+        )
     if config.engine.activation_offloading and not config.engine.gradient_checkpointing:
         yield (
             "engine.activation_offloading: moves what gradient checkpointing keeps; "
             "set engine.gradient_checkpointing=true too"
         )
-    if config.adapter.quantization is not Quantization.none:
-        yield from _quantization_rules(config)
 
 
 def _quantization_rules(config: TrainConfig) -> Iterator[str]:

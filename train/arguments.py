@@ -134,6 +134,7 @@ def deepspeed_config(kind: EngineKind) -> dict[str, Any] | None:
         },
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": "auto"},
+        "data_types": {"grad_accum_dtype": "fp32"},  # over micro-batches; bfloat16 would lose some
         "gradient_clipping": "auto",
         "gradient_accumulation_steps": "auto",
         "train_micro_batch_size_per_gpu": "auto",

@@ -9,17 +9,18 @@ from typing import Any
 import torch
 
 from configs.errors import Preempted
-from configs.schema import EngineKind, NonFinite, Quantization, TrainConfig
+from configs.schema import DEEPSPEED, EngineKind, NonFinite, Quantization, TrainConfig
 from data.build import TrainingData, build_training_data
 from train.arguments import build_arguments, check_ranks
 from train.measuring.evaluation import HeldOut, Results
 from train.measuring.held_out import prepare_held_out
-from train.model import fsdp
+from train.model import fsdp, zero3
 from train.model.attention import check_attention
 from train.model.prepare import on_original_weights, prepare_model
 from train.model.what_trains import PartRow, format_table
 from train.planning.flops import flop_shape, peak_flops
 from train.planning.plan import log_data, plan_run
+from train.precision import computes_in_bf16
 from train.process import set_up_process
 from train.ranks import device_of_rank, num_ranks, rank
 from train.saving.best import Best
@@ -190,8 +191,12 @@ def build_trainer(
 ) -> GraftTrainer:
     """Return the trainer of a run; several processes find each other here."""
     arguments = build_arguments(config, RunFolder(config.output_dir).checkpoints, num_steps)
+    watch = build_watch(config, model)  # reads shapes
     if config.engine.kind is EngineKind.fsdp2:
         fsdp.shard(model, arguments.device)
+    elif config.engine.kind is EngineKind.zero3:
+        half = torch.bfloat16 if computes_in_bf16(config) else torch.float32
+        zero3.share_out(model, arguments.device, half)
     return GraftTrainer(
         model,
         arguments,
@@ -201,7 +206,7 @@ def build_trainer(
         learning_rates={row.part: row.learning_rate for row in table},
         callbacks=callbacks,
         keeping=keeping or what_is_kept(config),
-        watch=build_watch(config, model),
+        watch=watch,
     )
 
 
@@ -212,6 +217,7 @@ def build_watch(config: TrainConfig, model: Any) -> StepWatch:
         SpikeWatch(config.optim.spike_deviations),
         skip_nonfinite=config.optim.on_nonfinite is NonFinite.skip,
         logging_steps=config.tracker.logging_steps,
+        can_skip=config.engine.kind not in DEEPSPEED,
     )
 
 

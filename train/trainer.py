@@ -38,6 +38,7 @@ from train.model.load import load_weights
 from train.model.offload import offloading
 from train.model.parts import Part
 from train.model.what_trains import trainable_by_part
+from train.model.zero3 import num_dimensions
 from train.ranks import gather_objects
 from train.saving.checkpoints import (
     RANDOM,
@@ -189,7 +190,7 @@ class GraftTrainer(SFTTrainer):
             groups = []
             for part, named in trainable_by_part(model or self.model).items():
                 for decays in (True, False):
-                    chosen = [p for _, p in named if (p.ndim > 1) is decays]
+                    chosen = [p for _, p in named if (num_dimensions(p) > 1) is decays]
                     if chosen:
                         groups.append(
                             {

@@ -145,15 +145,15 @@ def check_attention(attention: Attention) -> None:
         )
 
 
-def choose_attention(text_config: Any, *, half: bool) -> tuple[Attention, str]:
+def choose_attention(decoder: Any, *, half: bool) -> tuple[Attention, str]:
     """Return the fastest attention that keeps the samples of a pack apart here, and why it is so.
 
     Args:
-        text_config: of the decoder.
+        decoder: text model without its head, on any device.
         half: whether it computes in half precision.
     """
-    text_type = text_config.model_type
-    missing = _why_no_flash(text_config, half)
+    text_type = decoder.config.model_type
+    missing = _why_no_flash(decoder, half)
     if not missing:
         hopper = torch.cuda.get_device_capability() >= HOPPER
         if hopper and is_flash_attn_3_available():
@@ -166,13 +166,15 @@ def choose_attention(text_config: Any, *, half: bool) -> tuple[Attention, str]:
     return Attention.sdpa, f"no FlashAttention: {missing}; {text_type} is not proven by sample"
 
 
-def _why_no_flash(text_config: Any, half: bool) -> str:
+def _why_no_flash(decoder: Any, half: bool) -> str:
     if not torch.cuda.is_available():
         return "there is no GPU"
     if not half:
         return "it computes in float32"
-    heads, width = text_config.num_attention_heads, text_config.hidden_size
-    head_dim = getattr(text_config, "head_dim", None) or width // heads
+    if not decoder._supports_flash_attn:
+        return f"transformers has none for {decoder.config.model_type}"
+    heads, width = decoder.config.num_attention_heads, decoder.config.hidden_size
+    head_dim = getattr(decoder.config, "head_dim", None) or width // heads
     return f"heads of {head_dim} are too wide" if head_dim > MOST_HEAD_DIM else ""
 
 
@@ -190,7 +192,8 @@ def set_attention(model: Any, attention: Attention, *, half: bool = False) -> No
     """
     text_config = model.config.get_text_config()
     if attention is Attention.auto:
-        attention, why = choose_attention(text_config, half=half)
+        decoder = getattr(model.base_model, "language_model", model.base_model)
+        attention, why = choose_attention(decoder, half=half)
         log.info("attention over packs: %s (%s)", attention.value, why)
     check_attention(attention)
     text_type = text_config.model_type

@@ -7,21 +7,19 @@ import torch
 from configs.schema import ModelConfig, ModelKind
 from data.render import Renderer
 from data.tokenizer import ids_added
-from train.model.attention import set_attention
 from train.model.compose import compose
 from train.model.load import build_decoder, empty_vlm, load_vlm
 from train.model.vision_tower import build_vision_tower
 
 
-def build_model(
-    config: ModelConfig, processing_class: Any, *, half: bool = False, empty: bool = False
-) -> Any:
-    """Return the model in its dtype on the CPU; the trainer moves it.
+def build_model(config: ModelConfig, processing_class: Any, *, empty: bool = False) -> Any:
+    """Return the model in its dtype on the CPU, with transformers' own attention.
+
+    The trainer moves it; `set_attention` gives it one for packs.
 
     Args:
         config: which model.
         processing_class: its tokenizer or processor.
-        half: whether training computes in half precision, for the choice of attention.
         empty: a VLM is left on `meta`, for a rank that is given its part by another.
     """
     dtype = getattr(torch, config.dtype.value)
@@ -32,7 +30,6 @@ def build_model(
         model = build_decoder(config.decoder, processing_class, dtype=dtype)
     else:
         model = _graft(config, processing_class, dtype)
-    set_attention(model, config.attn_implementation, half=half)
     return model
 
 

@@ -64,7 +64,7 @@ class _HeadLosses(torch.autograd.Function):
         states, head, wanted = ctx.saved_tensors
         weight = head.to(ctx.dtype)
         of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        of_head = torch.zeros_like(head)
+        of_head = torch.zeros_like(head, dtype=torch.float32)  # summed over chunks
         for at in _chunks(len(states)):
             part = states[at].to(ctx.dtype)
             logits = _logits(part, weight, ctx.scale)
@@ -73,7 +73,7 @@ class _HeadLosses(torch.autograd.Function):
             if of_states is not None:
                 of_states[at] = of_logits @ weight
             of_head += of_logits.T @ part
-        return of_states, of_head, None, None
+        return of_states, of_head.to(head.dtype), None, None
 
 
 def _chunks(num_tokens: int) -> Iterator[slice]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from configs.schema import DEEPSPEED, EngineKind, Quantization, TrainConfig
+from train.model.attention import set_attention
 from train.model.build import build_model
 from train.model.loss import add_token_losses, check_against_text_class
 from train.model.quantize import quantize, take_trained
@@ -21,11 +22,13 @@ def prepare_model(config: TrainConfig, processing_class: Any) -> tuple[Any, list
     # With FSDP2 rank 0 alone reads a VLM and gives the others their parts: not every process of a
     # machine holds all of it at once.
     empty = config.engine.kind is EngineKind.fsdp2 and rank() > 0
-    half = computes_in_bf16(config)
-    model = build_model(config.model, processing_class, half=half, empty=empty)
+    model = build_model(config.model, processing_class, empty=empty)
     add_token_losses(model)
     if model.device.type != "meta":
         check_against_text_class(model)
+    # After the check, which runs on a CPU: FlashAttention does not.
+    half = computes_in_bf16(config)
+    set_attention(model, config.model.attn_implementation, half=half)
     if config.adapter.quantization is Quantization.nf4:
         quantize_decoder(config, model)
     model, table = set_what_trains(model, config.stage.parts, config.adapter)

@@ -50,8 +50,8 @@ def set_what_trains(
         the model (wrapped by PEFT where a part has mode `lora`) and the table of what trains.
 
     Raises:
-        ConfigError: a part with mode `lora` has no linear layer that is asked for, or lies beside
-            a decoder with mode `full`; adapters are elsewhere than asked.
+        ConfigError: a part with mode `lora` has no linear layer that is asked for; adapters are
+            elsewhere than asked.
     """
     modes: dict[Part, PartMode] = {part: getattr(parts, part).mode for part in PARTS}
     present = {part_of(model, name) for name, _ in model.named_parameters()}
@@ -114,11 +114,6 @@ def format_table(rows: list[PartRow]) -> str:
 
 
 def _add_adapters(model: Any, modes: dict[Part, PartMode], adapter: AdapterConfig) -> Any:
-    if modes["decoder"] is PartMode.full:
-        raise ConfigError(
-            "stage.parts.decoder.mode: is full beside a part with mode lora, but PEFT would train "
-            "a copy of the decoder that its tied head does not follow; use lora for both, or full"
-        )
     # A part that trains in full beside an adapter is saved whole with it (PEFT's modules_to_save).
     whole = [
         module.rsplit(".", 1)[-1]

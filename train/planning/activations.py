@@ -18,7 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
+from train.model.attention import FLASH
 from train.model.loss import chunked_losses, logit_scale_of
+
+FLASH_NAMES = {attention.value for attention in FLASH}
 
 
 @dataclass(frozen=True)
@@ -295,7 +298,12 @@ def _checkpointed(module: nn.Module) -> Callable[..., Any]:
 def _same_tensors(module: nn.Module) -> nn.Module:
     """Return a copy of a module, in training mode, that holds the same tensors."""
     tensors = _tensors(module)
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors}).train()
+    same = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors}).train()
+    for inner in same.modules():  # its own configs, not the model's
+        config = getattr(inner, "config", None)
+        if config is not None and config._attn_implementation in FLASH_NAMES:
+            config._attn_implementation = "sdpa"  # keeps as much, and knows fake tensors
+    return same
 
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:

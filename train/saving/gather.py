@@ -11,22 +11,25 @@ from train.ranks import rank
 def gather_weights(model: Any) -> None:
     """Give the modules on rank 0 the whole weights that ZeRO-3 or FSDP2 has shared out.
 
-    All ranks call this. Nothing can be trained or measured afterwards. Nothing happens to a model
-    that each rank holds whole.
+    They are then on the CPU, buffers too. All ranks call this. Nothing can be trained or measured
+    afterwards. Nothing happens to a model that each rank holds whole.
     """
     if fsdp.is_sharded(model):
         fsdp.unshard(model)
-    _gather_zero3(model)
+    elif any(hasattr(p, "ds_id") for p in model.parameters()):
+        _gather_zero3(model)
+    else:
+        return
+    for module in model.modules():  # those left on a GPU would not go with weights on the CPU
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.cpu()
 
 
 def _gather_zero3(model: Any) -> None:
-    shared_out = [p for p in model.parameters() if hasattr(p, "ds_id")]
-    if not shared_out:
-        return
     import deepspeed
 
     whole = {}
-    for parameter in shared_out:  # one at a time: no GPU needs room for them all
+    for parameter in model.parameters():  # one at a time: no GPU needs room for them all
         with deepspeed.zero.GatheredParameters([parameter]):
             if rank() == 0:
                 values = parameter.detach().cpu().clone()

@@ -155,10 +155,13 @@ def _compare_states(again: Any, model: Any) -> None:
 def bare_copy(model: Any) -> Any:
     """Return a model of the same class, config and tensors, in evaluation; no memory is taken.
 
-    The live one may have been patched, or hooked by an engine that is no longer to be called.
+    The live one may have been patched, or hooked by an engine that is no longer to be called. Its
+    attention is sdpa: the one it was trained with may be of GPUs alone, or of half precision.
     """
+    config = copy.deepcopy(model.config)
+    config._attn_implementation = "sdpa"  # also of the configs inside it
     with torch.device("meta"):
-        bare = type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype)
+        bare = type(model)._from_config(config, dtype=model.dtype)
     bare.load_state_dict(model.state_dict(), assign=True)
     for name, buffer in model.named_buffers():  # those that no file holds, such as frequencies
         owner, _, leaf = name.rpartition(".")

@@ -89,9 +89,15 @@ def describe(step: int, rows: Sequence[str], gradients: Sequence[str], *, finite
     return "\n  ".join(lines)
 
 
-def refusal(told: str) -> str:
-    """Return the message that ends a run, with what can be done."""
-    return (
-        f"{told}\n  nothing of it was saved, the last checkpoint is as it was: mend the rows, "
-        "lower the learning rate, or leave such steps out with optim.on_nonfinite=skip"
-    )
+def refusal(told: str, *, can_skip: bool) -> str:
+    """Return the message that ends a run, with what can be done.
+
+    Args:
+        told: what is wrong.
+        can_skip: whether the engine can leave a step out.
+    """
+    ways = "mend the rows, or lower the learning rate"
+    if can_skip:
+        ways = "mend the rows, lower the learning rate, or leave such steps out with "
+        ways += "optim.on_nonfinite=skip"
+    return f"{told}\n  nothing of it was saved, the last checkpoint is as it was: {ways}"

@@ -36,11 +36,18 @@ class StepWatch:
     """Sees each step of this rank."""
 
     def __init__(
-        self, meter: Meter, spikes: SpikeWatch, *, skip_nonfinite: bool, logging_steps: int
+        self,
+        meter: Meter,
+        spikes: SpikeWatch,
+        *,
+        skip_nonfinite: bool,
+        logging_steps: int,
+        can_skip: bool = True,
     ) -> None:
-        """Take what counts, and what is done about gradients that are no numbers."""
+        """Take what counts, and what is done, and can be, about gradients that are no numbers."""
         self.meter, self.spikes, self.peaks = meter, spikes, MemoryPeaks()
         self.skip_nonfinite, self.logging_steps = skip_nonfinite, logging_steps
+        self.can_skip = can_skip
         self.learning_rates: dict[str, float] = {}  # by part, that the last step was made with
         self._grad_norms: dict[str, float] = {}  # by part, of the last step that is logged
         self._heard: list[tuple[str, Any]] = []  # part and norm of DeepSpeed's groups, last step
@@ -106,17 +113,19 @@ class StepWatch:
         if grad_norm is None or math.isfinite(as_number(grad_norm)):
             if not np.isfinite(nats).all():  # of this rank alone; the others are ended by torchrun
                 rows = rows_to_blame(self.meter.samples, nats)
-                raise TrainingError(refusal(describe(step, rows, [], finite=False)))
+                told = describe(step, rows, [], finite=False)
+                raise TrainingError(refusal(told, can_skip=self.can_skip))
             self._count(nats, step)
             return True
         finite = bool(np.isfinite(nats).all())
-        told = gather_objects((finite, rows_to_blame(self.meter.samples, nats)))
-        finite = all(one for one, _ in told)
-        rows = [name for one, names in told if one == finite for name in names]
+        all_told = gather_objects((finite, rows_to_blame(self.meter.samples, nats)))
+        finite = all(one for one, _ in all_told)
+        rows = [name for one, names in all_told if one == finite for name in names]
         message = describe(step, rows, wrong_gradients(model), finite=finite)
         if not self.skip_nonfinite:
-            raise TrainingError(refusal(message))
-        log.warning("%s\n  the step is left out", message)
+            raise TrainingError(refusal(message, can_skip=self.can_skip))
+        if rank() == 0:  # the rows of all ranks are in it
+            log.warning("%s\n  the step is left out", message)
         self.meter.counts.num_skipped += 1
         return False
 
