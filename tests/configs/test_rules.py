@@ -48,8 +48,9 @@ BROKEN = {
     "model.path=x": "model.path: is only read when model.kind=vlm",
     "model.kind=text_lm": "stage.parts.vision_tower.mode: a text LM has no vision_tower",
 }
-# The language named twice, the text LM's projector, two keys that their kind does not read.
-LINES_BESIDE = 4
+# The language named twice, the text LM's projector, LoRA beside a full decoder, two keys that their
+# kind does not read.
+LINES_BESIDE = 5
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,15 @@ def test_a_broken_rule_is_told(told: str, override: str) -> None:
 def test_nothing_else_is_told(told: str) -> None:
     assert "data.languages: ['en', 'xx', 'en'] names a language twice" in told
     assert len(told.splitlines()) == len(BROKEN) + LINES_BESIDE
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_deepspeed_would_round_what_is_float32(engine: str) -> None:
+    given = ["model=vlm", "model.path=x", f"engine={engine}", "engine.bf16=true"]
+    told = refused("train", *given)
+    assert f"model.dtype: is float32, but engine={engine} with engine.bf16=true rounds" in told
+    assert load_config("train", [*given, "model.dtype=bfloat16"])
+    assert load_config("train", given[:-1])
 
 
 def test_keys_that_a_kind_does_not_read(told: str) -> None:

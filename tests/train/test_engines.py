@@ -29,6 +29,9 @@ ROOT = Path(__file__).resolve().parents[2]
 WORST_LOSS = 5e-6  # nats; measured 4.8e-7, one step of float32
 WORST_NORM = 1e-5  # of the gradient's norm; measured 2.3e-7
 WORST_WEIGHT = 2e-6  # of weights up to 1; measured 2.6e-7
+# DeepSpeed computes in bfloat16 throughout, the others by autocast: measured 9.7e-4 nats, 8.5e-3 of
+# the gradient's norm, 8.1e-4 of the norm of all weights. Without DeepSpeed the figures above hold.
+HALF_LOSS, HALF_NORM, HALF_WEIGHT = 5e-3, 0.03, 4e-3
 LENGTH = [
     "optim.max_steps=3",
     "evaluation.max_rows=1",
@@ -46,8 +49,12 @@ MODES = {
     "lora": ["stage=sft_lora", "adapter.r=3", "evaluation.eval_steps=2"],
 }
 MODES["qlora"] = [*MODES["lora"], "adapter.quantization=nf4"]
+# A model in half precision: what trains is held in float32, by us or by DeepSpeed.
+MODES["bf16"] = [*MODES["lora"], "model.dtype=bfloat16"]
+MODES["bf16-full"] = [*MODES["full"], "model.dtype=bfloat16"]
 ENGINES = ["ddp", "fsdp2", "zero2", "zero3"]  # DeepSpeed last: accelerate does not forget it
-RUNS = [("ddp", "qlora"), *((engine, mode) for engine in ENGINES for mode in ("full", "lora"))]
+RUNS = [(engine, mode) for engine in ENGINES for mode in MODES if mode != "qlora"]
+RUNS.insert(0, ("ddp", "qlora"))
 # Stopped after step 2, to go on from their checkpoint; between them they load all there is to load.
 BROKEN = ["ddp-lora", "fsdp2-full", "fsdp2-lora", "zero2-full", "zero3-lora"]
 # ZeRO-3 keeps small weights whole, which is all of ours: share out every one of them. And build no
@@ -99,6 +106,11 @@ def test_an_engine_for_more_or_fewer_processes(engine, ranks, message, monkeypat
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
     with pytest.raises(ConfigError, match=message):
         check_ranks(load_config("train", [f"engine={engine}"]))
+
+
+def computes_in_half(engine: str, mode: str) -> bool:
+    """Whether weights, too, are rounded to bfloat16 at each step."""
+    return engine.startswith("zero") and mode.startswith("bf16")
 
 
 def overrides_of(mode: str, pipeline: Any) -> list[str]:
@@ -159,13 +171,15 @@ def test_at_some_steps_one_rank_alone_has_pictures(mode, pipeline, tmp_path):
 @pytest.mark.parametrize(("engine", "mode"), RUNS)
 def test_the_curve_is_that_of_one_process(engine, mode, root):
     two, one = (metrics(root / f"{name}-{mode}") for name in (engine, "single"))
+    half = computes_in_half(engine, mode)
+    worst_loss, worst_norm = (HALF_LOSS, HALF_NORM) if half else (WORST_LOSS, WORST_NORM)
     assert [line.keys() for line in two] == [line.keys() for line in one]
     for ours, alone in zip(two, one, strict=True):
         for name, value in ours.items():
             if "nll" in name or name.startswith("train/loss"):
-                assert value == pytest.approx(alone[name], abs=WORST_LOSS), name
+                assert value == pytest.approx(alone[name], abs=worst_loss), name
             if name.startswith("train/grad_norm"):
-                assert value == pytest.approx(alone[name], rel=WORST_NORM)
+                assert value == pytest.approx(alone[name], rel=worst_norm)
     assert sorted(losses(root / f"{engine}-{mode}")) == [1, 2, 3]
 
 
@@ -173,7 +187,7 @@ def test_the_curve_is_that_of_one_process(engine, mode, root):
 @pytest.mark.parametrize(("engine", "mode"), RUNS)
 def test_each_part_keeps_its_learning_rate(engine, mode, root):
     """Through the schedule and over the checkpoint: always the same share of its peak."""
-    parts = 3 if mode == "full" else 2
+    parts = 3 if mode.endswith("full") else 2
     for line in metrics(root / f"{engine}-{mode}"):
         rates = {
             name.rsplit("/", 1)[-1]: value
@@ -194,8 +208,14 @@ def test_the_export_is_whole(engine, mode, root):
     two, one = (root / f"{name}-{mode}" / "export" for name in (engine, "single"))
     ours, alone = weights(two), weights(one)
     assert ours.keys() == alone.keys()
-    for name, value in ours.items():
-        torch.testing.assert_close(value, alone[name], rtol=0, atol=WORST_WEIGHT)
+    half = computes_in_half(engine, mode)
+    if half:  # as a whole: what has no gradient but rounding errors goes anywhere
+        apart = torch.stack([(ours[name].float() - alone[name].float()).norm() for name in ours])
+        size = torch.stack([value.float().norm() for value in alone.values()])
+        assert float(apart.norm() / size.norm()) < HALF_WEIGHT
+    else:
+        for name, value in ours.items():
+            torch.testing.assert_close(value, alone[name], rtol=0, atol=WORST_WEIGHT)
     model, info = AutoModelForImageTextToText.from_pretrained(two, output_loading_info=True)
     assert not any(info.values()), info
     assert type(model).__name__ == model.config.architectures[0]

@@ -64,7 +64,8 @@ class _HeadLosses(torch.autograd.Function):
         states, head, wanted = ctx.saved_tensors
         weight = head.to(ctx.dtype)
         of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        of_head = torch.zeros_like(head, dtype=torch.float32)  # summed over chunks
+        exact = torch.promote_types(head.dtype, torch.float32)
+        of_head = torch.zeros_like(head, dtype=exact)  # a sum over chunks
         for at in _chunks(len(states)):
             part = states[at].to(ctx.dtype)
             logits = _logits(part, weight, ctx.scale)

@@ -110,7 +110,8 @@ class StepWatch:
             TrainingError: it is not, and may not be left out; the rows are named.
         """
         nats = self.meter.sample_nats()
-        if grad_norm is None or math.isfinite(as_number(grad_norm)):
+        # DeepSpeed says -1 where the norm is no number.
+        if grad_norm is None or 0 <= as_number(grad_norm) < math.inf:
             if not np.isfinite(nats).all():  # of this rank alone; the others are ended by torchrun
                 rows = rows_to_blame(self.meter.samples, nats)
                 told = describe(step, rows, [], finite=False)
@@ -126,6 +127,7 @@ class StepWatch:
             raise TrainingError(refusal(message, can_skip=self.can_skip))
         if rank() == 0:  # the rows of all ranks are in it
             log.warning("%s\n  the step is left out", message)
+        self._grad_norms = {}  # they are no numbers
         self.meter.counts.num_skipped += 1
         return False
 

@@ -24,8 +24,8 @@ from pico_models import (
     make_text_lm,
     pack,
 )
-from pico_runs import SHAPES, TOWER, run
-from transformers import Cohere2Config, Cohere2ForCausalLM
+from pico_runs import MIXED, SHAPES, TOWER, run, vlm
+from transformers import Cohere2Config, Cohere2ForCausalLM, Cohere2Model
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_flash_attention_utils import _process_flash_attention_kwargs
 
@@ -151,6 +151,7 @@ def test_a_decoder_that_sees_what_it_is_to_learn_is_refused():
         ({}, False, Attention.sdpa_by_sample, "it computes in float32"),
         ({"gpu": False}, True, Attention.sdpa_by_sample, "there is no GPU"),
         ({"head_dim": 512}, True, Attention.sdpa_by_sample, "heads of 512 are too wide"),
+        ({"supported": False}, True, Attention.sdpa_by_sample, "transformers has none for cohere2"),
         ({"gpu": False, "kind": "gpt2"}, True, Attention.sdpa, "gpt2 is not proven by sample"),
     ],
 )
@@ -163,7 +164,10 @@ def test_the_choice_and_its_reason_are_told(changes, half, wanted, why, monkeypa
     monkeypatch.setattr(module.format(3), lambda: gpu)
     config = Cohere2Config(**TEXT, head_dim=changes.get("head_dim", 8))
     config.model_type = changes.get("kind", "cohere2")
-    chosen, told = choose_attention(config, half=half)
+    with torch.device("meta"):
+        decoder = Cohere2Model(config)
+    decoder._supports_flash_attn = changes.get("supported", True)
+    chosen, told = choose_attention(decoder, half=half)
     assert chosen is wanted and why in told
 
 
@@ -231,6 +235,42 @@ def test_flash_is_told_where_samples_begin(kind, monkeypatch):
     flash.sum().backward()
     assert float((flash - ours).detach().abs().max()) < WORST_NAIVE
     assert largest_difference(gradients(model), wanted) < WORST_GRADIENT
+
+
+def strict_kernel(*args: Any, **kwargs: Any) -> torch.Tensor:
+    """FlashAttention's own refusals, but for the device: it takes half precision alone."""
+    if args[0].dtype not in (torch.bfloat16, torch.float16):
+        raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
+    return naive_varlen(*args, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_with_flash_starts_computes_and_exports(dtype, pipeline, tmp_path, monkeypatch):
+    """Only what is trained runs through the kernel, and that in half precision."""
+    process = partial(_process_flash_attention_kwargs, supports_mapping=defaultdict(lambda: True))
+    calls = []
+
+    def kernel(*args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(args[0].dtype)
+        return strict_kernel(*args, **kwargs)
+
+    given = process if Version(transformers.__version__) < Version("5.19") else (process, None)
+    utils = "transformers.modeling_flash_attention_utils"
+    functions = (None, kernel, None, None, None)
+    monkeypatch.setattr(f"{utils}.lazy_import_flash_attention", lambda _: (functions, given))
+    chosen = (Attention.flash_attention_2, "it is installed")
+    monkeypatch.setattr("train.model.attention.choose_attention", lambda *_, **__: chosen)
+    monkeypatch.setattr("train.model.attention.check_attention", lambda _: None)
+    for check in ("_check_and_adjust_attn_implementation", "get_correct_attn_implementation"):
+        name = f"transformers.PreTrainedModel.{check}"
+        monkeypatch.setattr(name, lambda _, wanted, *__, **___: wanted or "sdpa")
+    run(
+        *vlm(pipeline.align), *MIXED, "stage=sft", "optim.max_steps=1", "engine.bf16=true",
+        f"model.dtype={dtype}", "evaluation.eval_on_start=false", "evaluation.generate=false",
+        "data.held_out={}", f"output_dir={tmp_path}/run",
+    )  # fmt: skip
+    assert calls and set(calls) == {torch.bfloat16}
+    assert "Reloaded before" in (tmp_path / "run/export/README.md").read_text()
 
 
 def test_lengths_are_read_once_for_all_layers(monkeypatch):

@@ -158,15 +158,27 @@ def test_lora_on_a_part_without_linear_layers():
         set_what_trains(model, modes(LORA, FULL, FROZEN), AdapterConfig())
 
 
-def test_lora_beside_a_full_decoder_is_refused():
+@pytest.mark.parametrize("part", ["vision_tower", "projector"])
+def test_lora_beside_a_full_decoder_is_refused_by_the_config(part):
     """PEFT would train a copy of the decoder, and the tied head would stay behind."""
-    with pytest.raises(ConfigError, match=r"stage\.parts\.decoder\.mode: is full beside a part"):
-        set_what_trains(make_aya(), modes(LORA, FULL, FULL), AdapterConfig())
+    given = ["model=vlm", "model.path=x", "stage=sft", f"stage.parts.{part}.mode=lora"]
+    with pytest.raises(ConfigError, match=rf"decoder\.mode: is full beside {part}\.mode=lora"):
+        load_config("train", given)
 
 
-def test_lora_on_the_projector_is_refused_by_the_config():
+def test_lora_on_a_fresh_projector_is_refused_by_the_config():
+    given = ["stage=sft_lora", "stage.parts.projector.mode=lora"]
     with pytest.raises(ConfigError, match=r"stage\.parts\.projector\.mode: lora is for pretrained"):
-        load_config("train", ["stage=sft_lora", "stage.parts.projector.mode=lora"])
+        load_config("train", given)
+    assert load_config("train", [*given, "model=vlm", "model.path=x"])
+
+
+def test_lora_on_a_loaded_projector():
+    model, table = set_what_trains(make_aya(), modes(FROZEN, LORA, LORA), AdapterConfig(r=2))
+    trained = trainable_by_part(model)
+    assert set(trained) == {"projector", "decoder"}
+    assert all("lora_" in name for named in trained.values() for name, _ in named)
+    assert [row.mode for row in table] == [FROZEN, LORA, LORA]
 
 
 # ------------------------------------------------------------------------------ what it does

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, step: int, how: str) -> None:
             return inner(self, model, inputs, *args, **kwargs)
         if how == "gradient":
             loss = inner(self, model, inputs, *args, **kwargs)
-            return loss + Poison.apply(next(p for p in model.parameters() if p.requires_grad))
+            return loss + Poison.apply(loss)
         add = self.watch.meter.add_losses
 
         def wrong(values: torch.Tensor) -> None:
@@ -54,13 +57,12 @@ class Poison(torch.autograd.Function):
     """0, with a gradient that is infinite."""
 
     @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
-        ctx.shape = weight.shape
-        return torch.zeros(())
+    def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(loss)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        return torch.full(ctx.shape, float("inf"))
+        return torch.full_like(gradients[0], float("inf"))
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +104,15 @@ def test_the_run_goes_on_from_before_it(
     assert same_weights(tmp_path / "run/export", undisturbed / "export")
 
 
+@pytest.mark.parametrize("logging_steps", [1, 2])
 def test_a_step_that_is_left_out_changes_nothing(
-    pipeline: Any, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    logging_steps: int, pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     """Neither weights nor optimizer; the ones after it are made, and it is counted and named."""
     overrides = [*vlm(pipeline.align), *MIXED, *STEPS, "optim.on_nonfinite=skip",
-                 "checkpoint.save_total_limit=9", "tracker.logging_steps=2"]  # fmt: skip
+                 "checkpoint.save_total_limit=9",
+                 f"tracker.logging_steps={logging_steps}"]  # fmt: skip
     spoil(monkeypatch, 3, "loss")
     with caplog.at_level(logging.WARNING):
         folder = run(*overrides, f"output_dir={tmp_path}/run")
@@ -116,9 +120,13 @@ def test_a_step_that_is_left_out_changes_nothing(
     assert "the step is left out" in caplog.text
     before, after = (weights(folder / f"checkpoints/checkpoint-{step}") for step in (2, 3))
     assert all(torch.equal(before[name], after[name]) for name in before)
-    lines = {line["step"]: line for line in metrics(folder) if "train/loss" in line}
-    assert "train/steps_skipped" not in lines[2] and lines[4]["train/steps_skipped"] == 1
-    assert np.isfinite(lines[4]["train/loss"])
+    lines = {
+        line["step"]: line for line in metrics(folder) if "train/learning_rate/decoder" in line
+    }
+    told_at = 3 if logging_steps == 1 else 4  # alone, or with the one after it
+    assert {step for step, line in lines.items() if "train/steps_skipped" in line} == {told_at}
+    assert lines[told_at]["train/steps_skipped"] == 1
+    assert ("train/loss" in lines[told_at]) == (logging_steps == 2)
     last = weights(folder / "checkpoints/checkpoint-4")
     assert not all(torch.equal(last[name], after[name]) for name in after)
     for line in (folder / "metrics.jsonl").read_text().splitlines():
@@ -129,6 +137,98 @@ def test_a_step_that_is_left_out_changes_nothing(
 def test_deepspeed_cannot_leave_steps_out(engine: str) -> None:
     with pytest.raises(ConfigError, match=rf"on_nonfinite: is skip, but engine={engine} makes"):
         load_config("train", [*FAST, f"engine={engine}", "optim.on_nonfinite=skip"])
+
+
+# Two processes, of which the second meets a loss that is no number, or both an infinite gradient.
+ON_RANKS = """
+import json, os, sys
+import deepspeed.comm.torch
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from configs.command import load_config
+from configs.errors import TrainingError
+from pytest import MonkeyPatch
+from test_stability import spoil
+from train import run
+
+deepspeed.comm.torch.build_shm_op = lambda: None
+rank = os.environ["RANK"]
+for name, how, overrides in json.loads(sys.argv[1]):
+    config = load_config("train", overrides)
+    with MonkeyPatch.context() as patch:
+        spoil(patch, 3, "nothing" if how == "loss" and rank == "0" else how)
+        try:
+            run.train(config)
+            told = "trained on"
+        except TrainingError as error:
+            told = str(error)
+    unset_hf_deepspeed_config()
+    with open(f"{config.output_dir}-{rank}.txt", "w") as file:
+        file.write(told)
+"""
+RANK_RUNS = [
+    ("ddp-loss", "loss", ["engine=ddp"]),
+    ("ddp-skip", "loss", ["engine=ddp", "optim.on_nonfinite=skip"]),
+    ("fsdp2-gradient", "gradient", ["engine=fsdp2"]),
+    ("zero2-loss", "loss", ["engine=zero2"]),
+    ("zero2-gradient", "gradient", ["engine=zero2"]),
+]
+
+
+@pytest.fixture(scope="module")
+def on_ranks(pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what each of two processes said of each of RANK_RUNS."""
+    root = tmp_path_factory.mktemp("ranks")
+    (root / "script.py").write_text(ON_RANKS)
+    common = [*FAST, *vlm(pipeline.align), *MIXED, *STEPS, "evaluation.max_rows=1"]
+    runs = [
+        (name, how, [*common, *overrides, f"output_dir={root}/{name}"])
+        for name, how, overrides in RANK_RUNS
+    ]
+    here, tests = Path(__file__).resolve().parent, Path(__file__).resolve().parents[2]
+    paths = os.pathsep.join(map(str, (tests.parent, tests, here)))
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    done = subprocess.run(
+        [sys.executable, *launch, str(root / "script.py"), json.dumps(runs)],
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-6000:]
+    (root / "log.txt").write_text(done.stdout + done.stderr)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp-loss", "zero2-loss"])
+def test_a_row_of_one_rank_ends_all_and_is_named_by_all(name: str, on_ranks: Path) -> None:
+    told = [(on_ranks / f"{name}-{rank}.txt").read_text() for rank in (0, 1)]
+    named = [text.splitlines()[1] for text in told]
+    assert all(text.startswith("step 3: the loss is infinite or not a number") for text in told)
+    assert named[0] == named[1] and named[0].startswith("  rows whose loss is not: ")
+    assert len(named[0].removeprefix("  rows whose loss is not: ").split(", ")) == 1
+    assert ("on_nonfinite=skip" in told[0]) == name.startswith("ddp")
+    steps = sorted(path.name for path in (on_ranks / name / "checkpoints").iterdir())
+    assert steps[-1] == "checkpoint-2"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fsdp2-gradient", "zero2-gradient"])
+def test_an_infinite_gradient_ends_all_ranks(name: str, on_ranks: Path) -> None:
+    """DeepSpeed calls its norm -1."""
+    for rank in (0, 1):
+        told = (on_ranks / f"{name}-{rank}.txt").read_text()
+        assert told.startswith("step 3: the gradient is infinite or not a number")
+
+
+@pytest.mark.slow
+def test_ranks_leave_a_step_out_together_and_one_says_so(on_ranks: Path) -> None:
+    assert [(on_ranks / f"ddp-skip-{rank}.txt").read_text() for rank in (0, 1)] == [
+        "trained on"
+    ] * 2
+    assert (on_ranks / "log.txt").read_text().count("the step is left out") == 1
+    before, after = (
+        weights(on_ranks / f"ddp-skip/checkpoints/checkpoint-{step}") for step in (3, 4)
+    )
+    assert not all(torch.equal(before[name], after[name]) for name in before)
 
 
 # --------------------------------------------------------------------------------- spikes
