@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,59 +70,59 @@ def train(config: TrainConfig) -> None:
         check_resume(checkpoint, keeping)
     renderer, data = build_training_data(config.model, config.data, seed=config.seed)
     held_out = prepare_held_out(config.data, config.evaluation, renderer, seed=config.seed)
-    processing_class = renderer.processing_class
-    model, table = prepare_model(config, processing_class)
-    num_steps = planned_steps(config, data)
-    log_data(config, data, num_steps, num_ranks(), None)
+    model, table = prepare_model(config, renderer.processing_class)
+    run = Run(
+        config, folder, model, table, renderer.processing_class, data, held_out,
+        planned_steps(config, data), checkpoint, keeping,
+    )  # fmt: skip
+    log_data(config, data, run.num_steps, num_ranks(), None)
     log.info("stage %s: what trains\n%s", config.stage.name, format_table(table))
-    if rank() == 0:
-        folder.open(config)
-        folder.check_data(data.fingerprint())
-        data.ledger.write(folder.rows, held_out.left_out)
     with told_when_full("the run folder", folder.path):
-        run_stage(
-            config, folder, model, table, processing_class, data, held_out, num_steps,
-            checkpoint, keeping,
-        )  # fmt: skip
+        if rank() == 0:
+            open_folder(run)
+        train_and_export(run)
 
 
-def run_stage(
-    config: TrainConfig,
-    folder: RunFolder,
-    model: Any,
-    table: list[PartRow],
-    processing_class: Any,
-    data: TrainingData,
-    held_out: HeldOut,
-    num_steps: int,
-    checkpoint: Path | None,
-    keeping: Keeping,
-) -> None:
+@dataclass(frozen=True)
+class Run:
+    """What a run is made of, once all of it is read and checked."""
+
+    config: TrainConfig
+    folder: RunFolder
+    model: Any
+    table: list[PartRow]
+    processing_class: Any
+    data: TrainingData
+    held_out: HeldOut
+    num_steps: int
+    checkpoint: Path | None  # to go on from
+    keeping: Keeping
+
+
+def open_folder(run: Run) -> None:
+    """Write what the run is and what it reads; take back what was logged behind the checkpoint."""
+    folder, ledger = run.folder, run.data.ledger
+    folder.open(run.config)
+    folder.check_data(run.data.fingerprint())
+    ledger.write(folder.rows, run.held_out.left_out)
+    clear_leftovers(folder.checkpoints)
+    done = step_of(run.checkpoint) if run.checkpoint else -1
+    truncate_metrics(folder.metrics, done, is_last=done == run.num_steps)
+    ledger.resume(folder.rows, done)
+
+
+def train_and_export(run: Run) -> None:
     """Train from a checkpoint or from the start, measure, export."""
+    config, folder, checkpoint = run.config, run.folder, run.checkpoint
     if checkpoint is not None:
         log.info("going on from %s", checkpoint)
-    if rank() == 0:
-        clear_leftovers(folder.checkpoints)
-        done = step_of(checkpoint) if checkpoint else -1
-        truncate_metrics(folder.metrics, done, is_last=done == num_steps)
-        data.ledger.resume(folder.rows, done)
     tracker = open_tracker(config, folder)
-    callback = RunCallback(
-        tracker,
-        folder,
-        held_out,
-        data,
-        name=config.stage.name,
-        eval_on_start=config.evaluation.eval_on_start,
-        eval_steps=config.evaluation.eval_steps,
-        generate=config.evaluation.generate,
-        peak_flops=peak_flops(config.engine.peak_tflops, device_of_rank()),
-    )
-    stop = StopOnSignal()
+    callback, stop = build_callback(run, tracker), StopOnSignal()
     callbacks = [callback, stop]  # measured first, where both are due
     trainer = build_trainer(
-        config, model, table, processing_class, data, num_steps, callbacks, keeping
-    )
+        config, run.model, run.table, run.processing_class, run.data, run.num_steps, callbacks,
+        run.keeping,
+    )  # fmt: skip
     callback.trainer, trainer.on_saving = trainer, callback.before_saving
     ended: dict[str, bool] = {"failed": True}
     try:
@@ -132,11 +133,11 @@ def run_stage(
             last = checkpoint_at(folder.checkpoints, trainer.state.global_step)
             callback.close()
             stop.end_if_agreed(last)
-            results = callback.evaluate(trainer.model, step=num_steps)
+            results = callback.evaluate(trainer.model, step=run.num_steps)
             stop.end_if_agreed(last)
-            export_run(config, folder, trainer, table, results)
+            export_run(config, folder, trainer, run.table, results)
             if rank() == 0:
-                folder.close(steps=num_steps, seconds=round(seconds, 1))
+                folder.close(steps=run.num_steps, seconds=round(seconds, 1))
         ended = {}
     except Preempted:
         ended = {"preempted": True}
@@ -207,6 +208,22 @@ def build_trainer(
         callbacks=callbacks,
         keeping=keeping or what_is_kept(config),
         watch=watch,
+    )
+
+
+def build_callback(run: Run, tracker: Tracker) -> RunCallback:
+    """Return what logs, measures and shows progress between steps."""
+    evaluation = run.config.evaluation
+    return RunCallback(
+        tracker,
+        run.folder,
+        run.held_out,
+        run.data,
+        name=run.config.stage.name,
+        eval_on_start=evaluation.eval_on_start,
+        eval_steps=evaluation.eval_steps,
+        generate=evaluation.generate,
+        peak_flops=peak_flops(run.config.engine.peak_tflops, device_of_rank()),
     )
 
 

@@ -57,18 +57,26 @@ def attention_by_sample(
         return sdpa_attention_forward(module, query, key, value, attention_mask, *args, **kwargs)
     window, scale = kwargs.get("sliding_window"), kwargs.get("scaling")
     dropout = kwargs.get("dropout", 0.0)
-    groups = query.shape[1] // key.shape[1]
     parts = [
-        functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale,
-            enable_gqa=groups > 1,
-        )
+        _attend(q, k, v, window, dropout_p=dropout, scale=scale)
         for q, k, v in zip(
             query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True
         )
-        for mask in [_window_mask(q.shape[2], window, q.device)]
-    ]  # fmt: skip
+    ]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None, **options: Any
+) -> torch.Tensor:
+    """Return [1, heads, T, d] of one sample, causal and within the window."""
+    mask, groups = _window_mask(q.shape[2], window, q.device), q.shape[1] // k.shape[1]
+    if mask is not None and groups > 1:
+        # No fused kernel of a GPU takes a mask and groups: one would hold heads x T x T.
+        k, v, groups = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1), 1
+    return functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=groups > 1, **options
+    )
 
 
 def mask_by_sample(**kwargs: Any) -> torch.Tensor | None:
@@ -217,9 +225,8 @@ def _window_mask(length: int, window: int | None, device: torch.device) -> torch
     """Return [length, length] of who sees whom, or None where plain causality says it all."""
     if window is None or length <= window:
         return None
-    at = torch.arange(length, device=device)
-    distance = at[:, None] - at[None, :]
-    return (distance >= 0) & (distance < window)
+    seen = torch.ones((length, length), dtype=torch.bool, device=device)
+    return seen.tril_().triu_(1 - window)
 
 
 def register() -> None:

@@ -55,19 +55,7 @@ def compose(
     check_grid(vision.image_size, vision.patch_size, downsample_factor)
     size = embedding_size(text_lm, before=min([len(tokenizer), *added_ids]))
     make_rows(text_lm, len(tokenizer), added_ids)
-    kind: Any = AyaVisionConfig
-    config = kind(
-        vision_config=vision,
-        text_config=text_lm.config,
-        image_token_index=tokenizer.convert_tokens_to_ids("<|IMG_PATCH|>"),
-        downsample_factor=downsample_factor,
-        tie_word_embeddings=text_lm.config.tie_word_embeddings,
-        # The paper gives 190 M parameters for the 8B projector: 7 x 4,096 rows before the SwiGLU.
-        alignment_intermediate_size=projector_intermediate_size or 7 * text_lm.config.hidden_size,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    config = _config(text_lm, vision, tokenizer, downsample_factor, projector_intermediate_size)
     with torch.device("meta"):  # an 8B model is not made twice
         model = AyaVisionForConditionalGeneration._from_config(config, dtype=text_lm.dtype)
     model.model.language_model = text_lm.model
@@ -79,6 +67,24 @@ def compose(
     if config.tie_word_embeddings:
         model.tie_weights()
     return model
+
+
+def _config(
+    text_lm: Any, vision: Any, tokenizer: Any, downsample_factor: int, intermediate_size: int | None
+) -> Any:
+    kind: Any = AyaVisionConfig
+    return kind(
+        vision_config=vision,
+        text_config=text_lm.config,
+        image_token_index=tokenizer.convert_tokens_to_ids("<|IMG_PATCH|>"),
+        downsample_factor=downsample_factor,
+        tie_word_embeddings=text_lm.config.tie_word_embeddings,
+        # The paper gives 190 M parameters for the 8B projector: 7 x 4,096 rows before the SwiGLU.
+        alignment_intermediate_size=intermediate_size or 7 * text_lm.config.hidden_size,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
 
 
 def check_graftable(text_lm: Any) -> None:

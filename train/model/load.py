@@ -174,7 +174,9 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(str(path), framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
-                tensor = live[find_part(kind, name)]
+                tensor = live.get(find_part(kind, name))
+                if tensor is None:
+                    raise CheckpointError(f"{str(path)!r} holds {name}, which the model has not")
                 copy_into(tensor, file.get_slice(name))
                 loaded.add(id(tensor))  # tied weights are one
     missing = [name for name, tensor in state.items() if id(tensor) not in loaded]

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from configs.command import load_config
 from configs.errors import CheckpointError
-from train.model.load import load_text_lm, load_vlm
+from train.model.load import load_text_lm, load_vlm, load_weights
 from train.model.parts import map_names
 from train.run import train
 
@@ -74,6 +74,13 @@ def test_a_weight_of_another_shape_is_refused(tmp_path):
     rewrite(tmp_path, add(model__norm__weight=torch.ones(33)))
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight \(there \[33\], wanted \[32\]"):
         load_text_lm(str(tmp_path), dtype=F32)
+
+
+def test_weights_of_another_model_are_not_copied_in(aya):
+    model = load_vlm(str(aya), dtype=F32)
+    rewrite(aya, add(model__language_model__layers__9__mlp__up_proj__weight=torch.ones(2, 2)))
+    with pytest.raises(CheckpointError, match=r"holds .*layers\.9.*, which the model has not"):
+        load_weights(model, aya)
 
 
 def test_a_weight_left_over_is_refused(aya, tmp_path):
