@@ -30,7 +30,7 @@ WORST_LOSS = 5e-6  # nats; measured 4.8e-7, one step of float32
 WORST_NORM = 1e-5  # of the gradient's norm; measured 2.3e-7
 WORST_WEIGHT = 2e-6  # of weights up to 1; measured 2.6e-7
 # DeepSpeed computes in bfloat16 throughout, the others by autocast: measured 9.7e-4 nats, 8.5e-3 of
-# the gradient's norm, 8.1e-4 of the norm of all weights; without DeepSpeed 2.7e-4 nats and one weight.
+# the norm of gradients, 8.1e-4 of that of all weights; without DeepSpeed 2.7e-4 nats, one weight.
 HALF_LOSS, HALF_NORM, HALF_WEIGHT = 5e-3, 0.03, 4e-3
 LENGTH = [
     "optim.max_steps=3",
