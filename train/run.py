@@ -11,7 +11,8 @@ import torch
 from configs.errors import Preempted
 from configs.schema import EngineKind, NonFinite, Quantization, TrainConfig
 from data.build import TrainingData, build_training_data
-from train.arguments import build_arguments, check_ranks
+from train.arguments import build_arguments
+from train.engines import check_ranks
 from train.measuring.evaluation import HeldOut, Results
 from train.measuring.held_out import prepare_held_out
 from train.model import fsdp

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from train.model.loss import chunked_losses, logit_scale_of
+from train.ranks import device_of_rank
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ class _Runner:
 
     def __init__(self, bf16: bool, gradient_checkpointing: bool) -> None:
         # Fake tensors of a GPU need one: autocast asks for it.
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device_of_rank()
         self.bf16, self.gradient_checkpointing = bf16, gradient_checkpointing
 
     def __call__(

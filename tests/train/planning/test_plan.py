@@ -19,10 +19,11 @@ from configs.errors import ConfigError
 from data.build import build_training_data
 from train.model.meta_model import empty_model
 from train.model.prepare import prepare_model
+from train.planning.activations import PackShape
 from train.planning.flops import flop_shape
 from train.planning.memory import estimate_memory, optimizer_bytes, total_bytes
 from train.planning.packs_ahead import heaviest_pack, num_epochs
-from train.planning.plan import plan_run, planned_ranks
+from train.planning.plan import _look_ahead, plan_run, planned_ranks
 from train.planning.try_pack import measure_worst_pack
 from train.run import train
 
@@ -253,6 +254,58 @@ def test_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert planned_ranks(config) == 4  # torchrun knows better
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["engine=fsdp2"], r"engine=fsdp2 shares a model out .* there is one"),
+        (["engine=fsdp2", "engine.plan_ranks=1"], r"engine=fsdp2 shares a model out .* is one"),
+        (["engine=single", "engine.plan_ranks=8"], r"for one process, but engine.plan_ranks=8; ta"),
+        (["engine=zero3"], r"engine=zero3 needs torchrun"),
+    ],
+)
+def test_a_plan_refuses_what_the_run_would(overrides: list[str], message: str) -> None:
+    config: Any = load_config("train", ["data.packs_per_step=8", *overrides])
+    with pytest.raises(ConfigError, match=message):
+        planned_ranks(config)
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp2"])
+def test_engines_of_torchrun_are_planned_without_it(engine: str) -> None:
+    given = [f"engine={engine}", "engine.plan_ranks=8", "data.packs_per_step=8"]
+    assert planned_ranks(load_config("train", given)) == 8
+
+
+def test_a_plan_knows_what_fsdp2_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.engines.version", lambda package: "5.17.0")
+    given = ["engine=fsdp2", "engine.plan_ranks=8", "data.packs_per_step=8"]
+    with pytest.raises(ConfigError, match=r"5\.23 or newer; here is 5\.17\.0"):
+        planned_ranks(load_config("train", given))
+
+
+def test_each_rank_tries_its_own_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a machine with four GPUs, where nothing is really run."""
+    tried: list[torch.device] = []
+
+    def look(*args: Any, **kwargs: Any) -> None:
+        tried.append(args[3])
+
+    monkeypatch.setattr("train.planning.plan.try_heaviest_pack", look)
+    monkeypatch.setattr("train.planning.plan._device_bytes", lambda config, device: 2**40)
+    monkeypatch.setattr("train.planning.plan.peak_flops", lambda peak, device: 1e12)
+    config: Any = load_config("train", [*FAST, *MODELS["text"], f"output_dir={tmp_path}/run"])
+    renderer, data = build_training_data(config.model, config.data, seed=0)
+    model, table = empty_model(config, renderer.processing_class)
+    lines = estimate_memory(
+        model, PackShape(64, 8, 0), engine="ddp", num_ranks=1, gradient_checkpointing=False,
+        bf16=False,
+    )  # fmt: skip
+    monkeypatch.setattr("train.planning.plan.estimate_memory", lambda *args, **kwargs: lines)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    _look_ahead(config, data, model, table, renderer.processing_class, 4)
+    assert tried == [torch.device("cuda", 3)]
 
 
 def test_many_epochs_are_not_packed_to_be_counted() -> None:
