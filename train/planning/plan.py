@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 
-from configs.schema import TrainConfig
+from configs.schema import ModelKind, Quantization, TrainConfig
 from data.build import TrainingData, build_training_data, describe_samples
 from train.engines import check_ranks
 from train.measuring.held_out import prepare_held_out
 from train.model.attention import check_attention
 from train.model.meta_model import empty_model
+from train.model.quantize import check_installed
 from train.model.what_trains import PartRow, format_table
 from train.planning.advice import advise
 from train.planning.flops import FlopShape, flop_shape, peak_flops
-from train.planning.memory import Line, estimate_memory
+from train.planning.memory import Line, estimate_memory, loading_line
 from train.planning.packs_ahead import (
     HeavyPack,
     StepWork,
@@ -31,6 +32,7 @@ from train.planning.packs_ahead import (
 from train.planning.plan_text import (
     describe_checkpoints,
     describe_flops,
+    describe_host,
     describe_learning_rates,
     describe_memory,
     describe_paths,
@@ -76,6 +78,8 @@ def plan_run(config: TrainConfig) -> None:
     set_up_process(config.engine.num_threads, config.seed)
     ranks = planned_ranks(config)
     check_attention(config.model.attn_implementation)
+    if config.adapter.quantization is Quantization.nf4:
+        check_installed()
     folder = RunFolder(config.output_dir)
     if rank() == 0:
         folder.check(config)
@@ -123,6 +127,16 @@ def _look_ahead(
         num_ranks=ranks,
         gradient_checkpointing=config.engine.gradient_checkpointing,
         bf16=computes_in_bf16(config),
+        offload=config.engine.activation_offloading,
+    )
+    memory.append(
+        loading_line(
+            model,
+            engine=config.engine.kind.value,
+            is_vlm=config.model.kind is ModelKind.vlm,
+            num_ranks=ranks,
+            loaded_dtype=getattr(torch, config.model.dtype.value),
+        )
     )
     return Plan(
         config=config,
@@ -169,6 +183,7 @@ def log_model(plan: Plan, model: Any) -> None:
     log.info(
         "%s", describe_memory(plan.memory, plan.heavy, config, plan.num_ranks, plan.device_bytes)
     )
+    log.info("%s", describe_host(plan.memory, plan.num_ranks))
     if plan.tried is not None:
         log.info("%s", describe_try(plan.tried, plan.memory))
     log.info("%s", describe_checkpoints(config, model, plan.num_steps))
