@@ -81,8 +81,13 @@ EXPERIMENTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_fits_its_devices(
-    name: str, big: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    name: str,
+    big: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("train.engines.version", lambda package: "5.23.0")  # for fsdp2
     told = plan(caplog, *experiment(name, big), f"output_dir={tmp_path}/run")
     projector, decoder = EXPERIMENTS[name]
     assert number(r"projector +full +\S+ +([\d,]+)", told) == projector
@@ -280,7 +285,10 @@ def test_a_plan_refuses_what_the_run_would(overrides: list[str], message: str) -
 
 
 @pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp2"])
-def test_engines_of_torchrun_are_planned_without_it(engine: str) -> None:
+def test_engines_of_torchrun_are_planned_without_it(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.engines.version", lambda package: "5.23.0")
     given = [f"engine={engine}", "engine.plan_ranks=8", "data.packs_per_step=8"]
     assert planned_ranks(load_config("train", given)) == 8
 
