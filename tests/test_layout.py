@@ -26,7 +26,7 @@ MAY_IMPORT = {
 # The rooms of train/, lowest first: each may import itself and those before it.
 ROOMS = ("model", "measuring", "saving", "planning", "watching")
 # Modules beside the rooms that the rooms may import.
-GROUND = {"ranks", "precision", "schedule", "process"}
+GROUND = {"engines", "ranks", "precision", "schedule", "process"}
 # Only ever run with -m, as the design asks; a script of that name would hide the stdlib's.
 ONLY_RUN_WITH_M = {"data/inspect.py"}
 IMPORT_NAMES = {"hydra-core": "hydra", "pillow": "PIL", "unicode-rbnf": "unicode_rbnf"}

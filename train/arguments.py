@@ -1,57 +1,16 @@
 """TRL's arguments from ours: optimizer, schedule, checkpoints, engine."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import Trainer
 from trl import SFTConfig
 
-from configs.errors import ConfigError
 from configs.schema import DEEPSPEED, EngineKind, TrainConfig
 from train.precision import computes_in_bf16
 from train.ranks import num_ranks
 from train.schedule import warmup_steps
-
-SHARDS_AT_LOAD = "_defer_fsdp_gradient_reduction"  # of a Trainer that knows of sharded models
-
-
-def check_ranks(config: TrainConfig) -> None:
-    """Refuse what this number of processes cannot do, before anything is read or written.
-
-    Raises:
-        ConfigError: the global batch cannot be shared out, or the engine is for fewer or more
-            processes.
-    """
-    packs, ranks, kind = config.data.packs_per_step, num_ranks(), config.engine.kind
-    if packs % ranks:
-        raise ConfigError(
-            f"data.packs_per_step={packs} cannot be shared by {ranks} processes; "
-            f"give a multiple of {ranks}"
-        )
-    if kind in DEEPSPEED and "RANK" not in os.environ:
-        raise ConfigError(
-            f"engine={kind.value} needs torchrun, also for one process: "
-            "torchrun --nproc_per_node 1 train/main.py ..."
-        )
-    if kind is EngineKind.single and ranks > 1:
-        raise ConfigError(
-            f"engine=single is for one process, but torchrun started {ranks}; "
-            "take engine=ddp, or start one"
-        )
-    if kind is EngineKind.fsdp2 and ranks == 1:
-        raise ConfigError(
-            "engine=fsdp2 shares a model out over several processes, but there is one: "
-            "torchrun --nproc_per_node 2 train/main.py ..., or engine=single"
-        )
-    if kind is EngineKind.fsdp2 and not hasattr(Trainer, SHARDS_AT_LOAD):
-        raise ConfigError(
-            f"engine=fsdp2 needs a transformers whose Trainer leaves a sharded model as it is, "
-            f"5.23 or newer; here is {transformers.__version__}: use engine=zero3, or a newer one"
-        )
 
 
 @dataclass

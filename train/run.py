@@ -12,12 +12,14 @@ import torch
 from configs.errors import Preempted
 from configs.schema import DEEPSPEED, EngineKind, NonFinite, Quantization, TrainConfig
 from data.build import TrainingData, build_training_data
-from train.arguments import build_arguments, check_ranks
+from train.arguments import build_arguments
+from train.engines import check_ranks
 from train.measuring.evaluation import HeldOut, Results
 from train.measuring.held_out import prepare_held_out
 from train.model import fsdp, zero3
 from train.model.attention import check_attention
 from train.model.prepare import on_original_weights, prepare_model
+from train.model.quantize import check_installed
 from train.model.what_trains import PartRow, format_table
 from train.planning.flops import flop_shape, peak_flops
 from train.planning.plan import log_data, plan_run
@@ -58,6 +60,8 @@ def train(config: TrainConfig) -> None:
     set_up_process(config.engine.num_threads, config.seed)
     check_ranks(config)
     check_attention(config.model.attn_implementation)
+    if config.adapter.quantization is not Quantization.none:
+        check_installed()
     folder = RunFolder(config.output_dir)
     if rank() == 0:  # the others would meet the files that it is about to write
         folder.check(config)

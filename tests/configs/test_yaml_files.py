@@ -144,7 +144,7 @@ def test_a_recipe_says_where_it_is_from_and_what_to_expect(name: str) -> None:
         ("aya_vision_8b_align", "frozen", 1e-4, 9_700, "ddp"),
         ("aya_vision_8b_sft_lora", "lora", 1e-4, 31_000, "ddp"),
         ("aya_vision_8b_sft_full", "full", 1e-5, 31_000, "zero2"),
-        ("aya_vision_32b_sft_lora", "lora", 1e-4, 31_000, "zero3"),
+        ("aya_vision_32b_sft_lora", "lora", 1e-4, 31_000, "fsdp2"),
     ],
 )
 def test_a_recipe_is_the_papers_but_for_mup(

@@ -22,7 +22,7 @@ from transformers import AutoModelForImageTextToText
 
 from configs.command import load_config
 from configs.errors import ConfigError
-from train.arguments import check_ranks
+from train.engines import check_ranks
 from train.export_run import export
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +115,7 @@ def overrides_of(mode: str, pipeline: Any) -> list[str]:
 def test_fsdp2_needs_a_trainer_that_knows_of_it(monkeypatch):
     """transformers 5.17 would shard the sharded model again."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("train.arguments.SHARDS_AT_LOAD", "nothing_of_this_name")
+    monkeypatch.setattr("train.engines.version", lambda package: "5.17.0")
     with pytest.raises(ConfigError, match=r"5\.23 or newer; here is .*: use engine=zero3"):
         check_ranks(load_config("train", [*FAST, "engine=fsdp2", "data.packs_per_step=2"]))
 

@@ -15,7 +15,7 @@ import train.watching.callbacks
 from configs.command import load_config
 from configs.errors import ConfigError
 from data.batches import load_pixels
-from train.arguments import check_ranks
+from train.engines import check_ranks
 from train.model.load import load_vlm
 from train.planning.flops import flop_shape, flops_of_pack
 from train.schedule import warmup_steps

@@ -17,11 +17,19 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from configs.schema import DEEPSPEED, ModelConfig, ModelKind, TrainConfig, VisionTowerConfig
+from configs.schema import (
+    DEEPSPEED,
+    ModelConfig,
+    ModelKind,
+    Quantization,
+    TrainConfig,
+    VisionTowerConfig,
+)
 from data.processor import load
 from train.model.attention import set_attention
 from train.model.load import build_decoder
 from train.model.loss import add_token_losses
+from train.model.quantize import quantize
 from train.model.what_trains import PartRow, hold_in_float32, set_what_trains
 from train.precision import computes_in_bf16
 
@@ -47,6 +55,10 @@ def empty_model(
         model = _model(config.model, processing_class)
         set_attention(model, config.model.attn_implementation, half=computes_in_bf16(config))
         add_token_losses(model)
+        if config.adapter.quantization is Quantization.nf4:
+            decoder = getattr(model.model, "language_model", model.model)
+            dtype = torch.bfloat16 if computes_in_bf16(config) else torch.float32
+            quantize(decoder, device=device, compute_dtype=dtype)
         # Here as well: PEFT makes adapters on the device that is the default.
         model, table = set_what_trains(model, config.stage.parts, config.adapter)
     if config.engine.kind in DEEPSPEED:

@@ -23,8 +23,7 @@ def offloading(smallest: int = SMALLEST) -> saved_tensors_hooks:
     """
 
     def move_out(tensor: torch.Tensor) -> Any:
-        size = tensor.numel() * tensor.element_size()
-        if size < smallest or isinstance(tensor, torch.nn.Parameter):
+        if stays(tensor, smallest):
             return tensor
         # Pinned memory is read back without a stop of the device.
         is_pinned = tensor.device.type == "cuda"
@@ -39,3 +38,12 @@ def offloading(smallest: int = SMALLEST) -> saved_tensors_hooks:
         return host.to(device, non_blocking=True)
 
     return saved_tensors_hooks(move_out, bring_back)
+
+
+def stays(tensor: torch.Tensor, smallest: int = SMALLEST) -> bool:
+    """Whether a tensor that backward needs is left where it is.
+
+    A parameter is, and a view of one: `nn.Linear` keeps its weight transposed.
+    """
+    is_weight = any(isinstance(one, torch.nn.Parameter) for one in (tensor, tensor._base))
+    return is_weight or tensor.numel() * tensor.element_size() < smallest

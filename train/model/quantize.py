@@ -8,6 +8,7 @@ of a vocabulary of 256,000) and let gradients flow into the embeddings, which re
 checkpointing needs and ours does not.
 """
 
+import importlib.util
 import logging
 from typing import Any
 
@@ -15,9 +16,9 @@ import torch
 from torch import nn
 
 from configs.errors import ConfigError
+from train.model.empty_nf4 import BLOCK, empty_packed, empty_state
 
 log = logging.getLogger(__name__)
-BLOCK = 64  # values that share a scale
 
 
 def quantize(module: nn.Module, *, device: torch.device, compute_dtype: torch.dtype) -> int:
@@ -25,7 +26,7 @@ def quantize(module: nn.Module, *, device: torch.device, compute_dtype: torch.dt
 
     Args:
         module: the decoder without its head.
-        device: where blocks are quantized; they stay there.
+        device: where blocks are quantized; they stay there. On `meta` they hold no values.
         compute_dtype: of the multiplication, into which blocks are unpacked.
 
     Returns:
@@ -84,26 +85,35 @@ def _quantized(
         quant_type="nf4",
         device="meta",
     )
-    packed.weight = bnb.nn.Params4bit(
-        linear.weight.detach(),
-        requires_grad=False,
-        blocksize=BLOCK,
-        compress_statistics=True,
-        quant_type="nf4",
-        module=packed,
-    ).to(device)
+    options = dict(blocksize=BLOCK, compress_statistics=True, quant_type="nf4", module=packed)
+    if device.type == "meta":
+        with device:
+            data = empty_packed(linear.weight.numel())
+            state = empty_state(linear.weight.shape, linear.weight.dtype)
+        packed.weight = bnb.nn.Params4bit(data, quant_state=state, bnb_quantized=True, **options)
+    else:
+        packed.weight = bnb.nn.Params4bit(linear.weight.detach(), **options).to(device)
     packed.bias = linear.bias
     # On CPUs with AVX512-BF16 it would repack the weights whenever it is called in evaluation.
     packed.support_avx512bf16_for_cpu = False
     return packed
 
 
-def _bitsandbytes() -> Any:
-    try:
-        import bitsandbytes
-    except ImportError:
+def check_installed() -> None:
+    """Refuse 4 bits where they cannot be had, before anything is read.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
             "adapter.quantization: needs bitsandbytes, which is not installed; "
             "pip install 'visiongraft[quant]'"
-        ) from None
+        )
+
+
+def _bitsandbytes() -> Any:
+    check_installed()
+    import bitsandbytes
+
     return bitsandbytes

@@ -5,23 +5,14 @@ autograd, autocast and checkpointing would keep is what they do keep. One layer 
 of the tower, the projector and the head are run forward and backward; the others are like them.
 """
 
-import copy
-import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
 
-from train.model.attention import FLASH
 from train.model.loss import chunked_losses, logit_scale_of
-
-FLASH_NAMES = {attention.value for attention in FLASH}
+from train.planning.fake_run import FakeRun, Phases, any_trains
 
 
 @dataclass(frozen=True)
@@ -34,21 +25,6 @@ class PackShape:
 
 
 @dataclass(frozen=True)
-class Phases:
-    """Bytes beside weights and gradients; what comes in from the module before is not counted."""
-
-    forward: int = 0  # held at the end of the forward
-    kept: int = 0  # held from there until the backward
-    peak_forward: int = 0  # most at any time of the forward
-    peak_backward: int = 0  # most at any time of the backward
-
-    @property
-    def above(self) -> int:
-        """Return what the backward takes for a while, over what is kept for it."""
-        return max(0, self.peak_backward - self.kept)
-
-
-@dataclass(frozen=True)
 class Activations:
     """Bytes of a pack's activations, by what they are of."""
 
@@ -58,6 +34,7 @@ class Activations:
     decoder: int
     head: int  # logits of a chunk, their gradient
     working: int  # what is held beside those at the highest moment
+    host: int = 0  # what waits in host memory for the backward
 
     @property
     def total(self) -> int:
@@ -65,42 +42,8 @@ class Activations:
         return self.pixels + self.tower + self.projector + self.decoder + self.head + self.working
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that are made inside it and still alive, and the most of them."""
-
-    def __init__(self) -> None:
-        """Start at nothing."""
-        super().__init__()
-        self.now = self.most = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and look at what it gives."""
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor):
-                self._see(tensor.untyped_storage())
-        return made
-
-    def ignore(self, *tensors: torch.Tensor) -> None:
-        """Leave out tensors that were made before."""
-        self._known |= {tensor.untyped_storage()._cdata for tensor in tensors}
-
-    def _see(self, storage: Any) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._known:
-            self._known.add(key)
-            self.now += size
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
 def measure_activations(
-    model: Any, pack: PackShape, *, gradient_checkpointing: bool, bf16: bool
+    model: Any, pack: PackShape, *, gradient_checkpointing: bool, bf16: bool, offload: bool = False
 ) -> Activations:
     """Return the bytes of a pack's activations on one device.
 
@@ -109,16 +52,18 @@ def measure_activations(
         pack: of one micro-batch.
         gradient_checkpointing: whether layers are computed again in backward.
         bf16: whether the forward runs under autocast.
+        offload: whether what is kept for the backward waits in host memory.
     """
     base = model.get_base_model() if hasattr(model, "peft_config") else model
-    run = _Runner(bf16, gradient_checkpointing)
+    run = FakeRun(bf16, gradient_checkpointing, offload)
     pixels, tower, projector = _vision(base, pack, run)
     layer, num_layers = _decoder_layer(base, pack, run)
     norm = _norm(base, pack, run)
     head = _head(base, pack, run)
     kept = num_layers * layer.kept + norm.kept
     before = pixels + tower.kept + projector.kept
-    at_loss = before + num_layers * layer.forward + norm.forward + head.peak_forward
+    # What is moved to the host is gone from the device when the module behind has taken it.
+    at_loss = before + num_layers * layer.forward + norm.forward + norm.moved + head.peak_forward
     in_backward = before + kept + max(head.peak_backward, layer.above, norm.above)
     in_vision = pixels + max(
         tower.forward + projector.peak_forward,
@@ -128,13 +73,15 @@ def measure_activations(
     )
     highest = max(at_loss, in_backward, in_vision)
     parts = dict(tower=tower.kept, projector=projector.kept, decoder=kept, head=head.kept)
-    return Activations(pixels=pixels, **parts, working=highest - pixels - sum(parts.values()))
+    host = tower.host + projector.host + num_layers * layer.host + norm.host + head.host
+    working = highest - pixels - sum(parts.values())
+    return Activations(pixels=pixels, **parts, working=working, host=host)
 
 
 # ---------------------------------------------------------------------------- the modules
 
 
-def _vision(base: Any, pack: PackShape, run: "_Runner") -> tuple[int, Phases, Phases]:
+def _vision(base: Any, pack: PackShape, run: FakeRun) -> tuple[int, Phases, Phases]:
     """Return the bytes of pixels, and what the tower (all layers) and the projector take."""
     vision = getattr(base.config, "vision_config", None)
     num_tiles = max(pack.num_tiles, 1)  # a pack without pictures runs a black tile
@@ -142,7 +89,7 @@ def _vision(base: Any, pack: PackShape, run: "_Runner") -> tuple[int, Phases, Ph
         return 0, Phases(), Phases()
     pixels = pack.num_tiles * vision.num_channels * vision.image_size**2 * 4
     num_patches = (vision.image_size // vision.patch_size) ** 2
-    tower, trains = base.model.vision_tower, _any_trains(base.model.vision_tower)
+    tower, trains = base.model.vision_tower, any_trains(base.model.vision_tower)
     layers = getattr(tower, "vision_model", tower).encoder.layers
     shape = (num_tiles, num_patches, vision.hidden_size)
     dtype = next(tower.parameters()).dtype
@@ -153,6 +100,8 @@ def _vision(base: Any, pack: PackShape, run: "_Runner") -> tuple[int, Phases, Ph
         kept=layer.kept * num_layers,
         peak_forward=layer.forward * (num_layers - 1) * trains + layer.peak_forward,
         peak_backward=layer.kept * num_layers + layer.above,
+        moved=layer.moved,
+        host=layer.host * num_layers,
     )
     projector = run(
         base.model.multi_modal_projector, shape, dtype, {}, has_grad=trains, is_layer=False
@@ -160,7 +109,7 @@ def _vision(base: Any, pack: PackShape, run: "_Runner") -> tuple[int, Phases, Ph
     return pixels, whole, projector
 
 
-def _decoder_layer(base: Any, pack: PackShape, run: "_Runner") -> tuple[Phases, int]:
+def _decoder_layer(base: Any, pack: PackShape, run: FakeRun) -> tuple[Phases, int]:
     decoder = _decoder(base)
     config = base.config.get_text_config()
     layer = decoder.layers[0]
@@ -172,12 +121,12 @@ def _decoder_layer(base: Any, pack: PackShape, run: "_Runner") -> tuple[Phases, 
     return phases, len(decoder.layers)
 
 
-def _norm(base: Any, pack: PackShape, run: "_Runner") -> Phases:
+def _norm(base: Any, pack: PackShape, run: FakeRun) -> Phases:
     shape = (1, pack.num_tokens, base.config.get_text_config().hidden_size)
     return run(_decoder(base).norm, shape, _stream_dtype(base), {}, has_grad=True, is_layer=False)
 
 
-def _head(base: Any, pack: PackShape, run: "_Runner") -> Phases:
+def _head(base: Any, pack: PackShape, run: FakeRun) -> Phases:
     """Return what the head takes for the supervised tokens, a chunk of logits at a time."""
     width = base.config.get_text_config().hidden_size
     return run(
@@ -210,124 +159,6 @@ def _stream_dtype(base: Any) -> torch.dtype:
     return dtype
 
 
-def _any_trains(module: nn.Module) -> bool:
-    return any(p.requires_grad for p in module.parameters())
-
-
 def _decoder_has_grad(base: Any) -> bool:
     vision = [getattr(base.model, name, None) for name in ("vision_tower", "multi_modal_projector")]
-    return any(_any_trains(module) for module in (*vision, _decoder(base)) if module is not None)
-
-
-# ----------------------------------------------------------------------------- the runner
-
-
-class _Runner:
-    """Runs a module on fake tensors as training would, and counts."""
-
-    def __init__(self, bf16: bool, gradient_checkpointing: bool) -> None:
-        # Fake tensors of a GPU need one: autocast asks for it.
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.bf16, self.gradient_checkpointing = bf16, gradient_checkpointing
-
-    def __call__(
-        self,
-        module: nn.Module,
-        shape: tuple[int, ...],
-        dtype: torch.dtype,
-        kwargs: dict[str, Any],
-        *,
-        has_grad: bool,
-        is_layer: bool = True,
-    ) -> Phases:
-        """Return what `module` takes for an input of `shape` and `dtype`.
-
-        Args:
-            module: of a model; a copy of its outer shell is run.
-            shape: of the input.
-            dtype: of the input.
-            kwargs: further inputs; `position_embeddings` (width, dtype) of a head's cos and sin.
-            has_grad: whether its input has a gradient.
-            is_layer: whether checkpointing would compute it again.
-        """
-        module = _same_tensors(module)
-        with FakeTensorMode(), self.device:
-            _fake_tensors(module)
-            entered = torch.empty(shape, dtype=dtype, requires_grad=has_grad)
-            if "position_embeddings" in kwargs:
-                width, angle_dtype = kwargs["position_embeddings"]
-                angles = torch.empty((1, shape[1], width), dtype=angle_dtype)
-                kwargs = kwargs | {"position_embeddings": (angles, angles)}
-            again = is_layer and self.gradient_checkpointing
-            call: Callable[..., Any] = _checkpointed(module) if again else module
-            live = LiveBytes()
-            live.ignore(entered, *_tensors(module), *kwargs.get("position_embeddings", ()))
-            with torch.set_grad_enabled(has_grad or _any_trains(module)), live:
-                return self._phases(call, entered, kwargs, live)
-
-    def _phases(
-        self,
-        call: Callable[..., Any],
-        entered: torch.Tensor,
-        kwargs: dict[str, Any],
-        live: LiveBytes,
-    ) -> Phases:
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False
-        ):
-            given = call(entered, **kwargs)
-            given = given[0] if isinstance(given, tuple) else given
-            forward = live.now
-        kept, peak_forward = live.now, live.most
-        if not given.requires_grad:
-            # What it gives takes the place of what it was given; nothing is kept.
-            return Phases(forward=forward, kept=0, peak_forward=peak_forward)
-        live.most = live.now
-        gradient = torch.empty_like(given)
-        given.backward(gradient)
-        return Phases(forward, kept, peak_forward, live.most)
-
-
-def _checkpointed(module: nn.Module) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(module, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-    return call
-
-
-def _same_tensors(module: nn.Module) -> nn.Module:
-    """Return a copy of a module, in training mode, that holds the same tensors."""
-    tensors = _tensors(module)
-    same = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors}).train()
-    for inner in same.modules():  # its own configs, not the model's
-        config = getattr(inner, "config", None)
-        if config is not None and config._attn_implementation in FLASH_NAMES:
-            config._attn_implementation = "sdpa"  # keeps as much, and knows fake tensors
-    return same
-
-
-def _tensors(module: nn.Module) -> list[torch.Tensor]:
-    """Return parameters, their gradients, and buffers."""
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    return [*module.parameters(), *module.buffers(), *gradients]
-
-
-def _fake_tensors(module: nn.Module) -> None:
-    """Put fake tensors in the place of a module's; called inside a FakeTensorMode."""
-    for inner in module.modules():
-        places: tuple[dict[str, Any], ...] = (inner._parameters, inner._buffers)
-        for held in places:
-            for name, tensor in held.items():
-                if tensor is not None:
-                    held[name] = _fake(tensor)
-
-
-def _fake(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a fake tensor; one that trains has a gradient, from the micro-batch before."""
-    made = torch.empty(tensor.shape, dtype=tensor.dtype)
-    if not isinstance(tensor, nn.Parameter):
-        return made
-    parameter = nn.Parameter(made, requires_grad=tensor.requires_grad)
-    if tensor.requires_grad:
-        parameter.grad = torch.empty_like(made)
-    return parameter
+    return any(any_trains(module) for module in (*vision, _decoder(base)) if module is not None)

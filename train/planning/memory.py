@@ -3,7 +3,7 @@
 Weights, gradients, optimizer state and what the engine keeps follow from shapes; activations are
 measured on fake tensors (train/planning/activations.py). What torch's allocator leaves unused
 between blocks and what the driver takes (about 1 GiB of a GPU) come on top.
-tests/train/planning/test_memory.py holds this against real runs, on a CPU.
+tests/train/planning/test_memory.py holds this against real runs, on a CPU; ERROR is what it found.
 """
 
 import math
@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
+from train.model.empty_nf4 import held_bytes, loaded_bytes
 from train.planning.activations import PackShape, measure_activations
 
+ERROR = 0.04  # of the estimate, at most, against what the CPU allocator gave out
 MOMENTS = 2  # of AdamW, each in the dtype of what it updates
 FLOAT32 = 4  # bytes
 # DeepSpeed's defaults (0.19: runtime/zero/config.py), which train/arguments.py leaves as they are.
@@ -50,6 +53,7 @@ class Line:
     what: str
     num_bytes: float
     note: str = ""
+    on_host: bool = False  # not of the device, but of a machine with all ranks
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ def estimate_memory(
     num_ranks: int,
     gradient_checkpointing: bool,
     bf16: bool,
+    offload: bool = False,
 ) -> list[Line]:
     """Return what is held at the highest moment of a step, from the second step on.
 
@@ -82,6 +87,7 @@ def estimate_memory(
         num_ranks: devices that share the work.
         gradient_checkpointing: whether layers are computed again in backward.
         bf16: whether the model computes in bfloat16.
+        offload: whether what is kept for the backward waits in host memory.
     """
     share, sizes = SHARES[engine], _sizes(model)
     activations = measure_activations(
@@ -89,6 +95,7 @@ def estimate_memory(
         pack,
         gradient_checkpointing=gradient_checkpointing,
         bf16=bf16 and not share.is_deepspeed,
+        offload=offload,
     )
     kept = "kept for the backward"
     return [
@@ -100,12 +107,40 @@ def estimate_memory(
         Line("decoder", activations.decoder, kept),
         Line("head", activations.head, kept),
         Line("working", activations.working, "beside those at the highest moment"),
+        Line(
+            "offloaded",
+            activations.host * num_ranks,
+            f"{gib(activations.host)} a rank wait for the backward",
+            on_host=True,
+        ),
     ]
 
 
+def loading_line(
+    model: Any, *, engine: str, is_vlm: bool, num_ranks: int, loaded_dtype: torch.dtype
+) -> Line:
+    """Return what is held on the host before the engine has shared the model out.
+
+    Args:
+        model: as for `estimate_memory`.
+        engine: name of an EngineKind.
+        is_vlm: whether the model is loaded whole; with fsdp2 rank 0 alone reads it then.
+        num_ranks: of the machine.
+        loaded_dtype: of the weights as they come, which the engines of DeepSpeed change later.
+    """
+    if SHARES[engine].is_deepspeed:
+        of_one = float(sum(p.numel() for p in model.parameters()) * loaded_dtype.itemsize)
+    else:
+        of_one = float(sum(loaded_bytes(p) for p in model.parameters()))
+    if engine == "fsdp2" and is_vlm:
+        return Line("loading", of_one, "rank 0 alone reads the model", on_host=True)
+    note = f"each rank reads all of it, {gib(of_one)}" if num_ranks > 1 else "the whole model"
+    return Line("loading", of_one * num_ranks, note, on_host=True)
+
+
 def total_bytes(lines: list[Line]) -> float:
-    """Return the sum of an estimate."""
-    return sum(line.num_bytes for line in lines)
+    """Return the sum of an estimate, of what is on the device."""
+    return sum(line.num_bytes for line in lines if not line.on_host)
 
 
 def optimizer_bytes(lines: list[Line]) -> float:
@@ -131,7 +166,9 @@ def _held(sizes: _Sizes, share: Share, num_ranks: int) -> Iterator[Line]:
         num_ranks if shared else 1 for shared in (share.weights, share.gradients, share.optimizer)
     )
     yield Line("weights", sizes.weight_bytes / of_weights, _over(of_weights))
-    yield Line("gradients", sizes.trained_bytes / of_gradients, _over(of_gradients))
+    # DeepSpeed sums gradients in float32 (train/arguments.py).
+    gradients = FLOAT32 * sizes.num_trained if share.is_deepspeed else sizes.trained_bytes
+    yield Line("gradients", gradients / of_gradients, _over(of_gradients))
     if share.is_deepspeed:
         size, what = (1 + MOMENTS) * FLOAT32 * sizes.num_trained, "float32 copy, 2 moments"
     else:
@@ -163,12 +200,12 @@ def _sizes(model: nn.Module) -> _Sizes:
     parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
     layers = [
-        sum(p.numel() * p.element_size() for p in layer.parameters())
+        sum(held_bytes(p) for p in layer.parameters())
         for name, module in model.named_modules()
         if name.endswith(".layers") and isinstance(module, nn.ModuleList)
         for layer in module
     ]
-    weight_bytes = sum(p.numel() * p.element_size() for p in parameters)
+    weight_bytes = sum(held_bytes(p) for p in parameters)
     return _Sizes(
         weight_bytes=weight_bytes,
         num_weights=sum(p.numel() for p in parameters),

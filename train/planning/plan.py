@@ -1,7 +1,8 @@
 """`dry_run=true`: everything that can be said of a run before it, without reading a weight.
 
 The rows are measured as for training (and found in the cache by it); the model is made on `meta`
-from configs alone. Nothing is written.
+from configs alone. Nothing is written. Under torchrun every rank looks at its own device; rank 0
+alone logs, as in training (configs/command.py).
 """
 
 import logging
@@ -10,16 +11,17 @@ from typing import Any
 
 import torch
 
-from configs.errors import ConfigError
-from configs.schema import TrainConfig
+from configs.schema import ModelKind, Quantization, TrainConfig
 from data.build import TrainingData, build_training_data, describe_samples
+from train.engines import check_ranks
 from train.measuring.held_out import prepare_held_out
 from train.model.attention import check_attention
 from train.model.meta_model import empty_model
+from train.model.quantize import check_installed
 from train.model.what_trains import PartRow, format_table
 from train.planning.advice import advise
 from train.planning.flops import FlopShape, flop_shape, peak_flops
-from train.planning.memory import Line, estimate_memory
+from train.planning.memory import Line, estimate_memory, loading_line
 from train.planning.packs_ahead import (
     HeavyPack,
     StepWork,
@@ -30,6 +32,7 @@ from train.planning.packs_ahead import (
 from train.planning.plan_text import (
     describe_checkpoints,
     describe_flops,
+    describe_host,
     describe_learning_rates,
     describe_memory,
     describe_paths,
@@ -39,7 +42,7 @@ from train.planning.plan_text import (
 from train.planning.try_pack import Tried, try_heaviest_pack
 from train.precision import computes_in_bf16
 from train.process import set_up_process
-from train.ranks import is_under_torchrun, num_ranks, rank
+from train.ranks import device_of_rank, is_under_torchrun, num_ranks, rank
 from train.saving.run_folder import RunFolder
 from train.schedule import planned_steps
 
@@ -75,6 +78,8 @@ def plan_run(config: TrainConfig) -> None:
     set_up_process(config.engine.num_threads, config.seed)
     ranks = planned_ranks(config)
     check_attention(config.model.attn_implementation)
+    if config.adapter.quantization is Quantization.nf4:
+        check_installed()
     folder = RunFolder(config.output_dir)
     if rank() == 0:
         folder.check(config)
@@ -97,16 +102,11 @@ def planned_ranks(config: TrainConfig) -> int:
     """Return the processes to plan for.
 
     Raises:
-        ConfigError: the global batch cannot be shared out over them.
+        ConfigError: the run could not be made by so many.
     """
-    ranks = num_ranks() if is_under_torchrun() else config.engine.plan_ranks or 1
-    packs = config.data.packs_per_step
-    if packs % ranks:
-        raise ConfigError(
-            f"data.packs_per_step={packs} cannot be shared by {ranks} processes; "
-            f"give a multiple of {ranks}"
-        )
-    return ranks
+    planned = None if is_under_torchrun() else config.engine.plan_ranks
+    check_ranks(config, planned)
+    return planned or num_ranks()
 
 
 def _look_ahead(
@@ -119,7 +119,7 @@ def _look_ahead(
 ) -> Plan:
     shape = flop_shape(model, gradient_checkpointing=config.engine.gradient_checkpointing)
     heavy = heaviest_pack(config.data, data, shape, processing_class)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of_rank()
     memory = estimate_memory(
         model,
         heavy.shape,
@@ -127,6 +127,16 @@ def _look_ahead(
         num_ranks=ranks,
         gradient_checkpointing=config.engine.gradient_checkpointing,
         bf16=computes_in_bf16(config),
+        offload=config.engine.activation_offloading,
+    )
+    memory.append(
+        loading_line(
+            model,
+            engine=config.engine.kind.value,
+            is_vlm=config.model.kind is ModelKind.vlm,
+            num_ranks=ranks,
+            loaded_dtype=getattr(torch, config.model.dtype.value),
+        )
     )
     return Plan(
         config=config,
@@ -173,6 +183,7 @@ def log_model(plan: Plan, model: Any) -> None:
     log.info(
         "%s", describe_memory(plan.memory, plan.heavy, config, plan.num_ranks, plan.device_bytes)
     )
+    log.info("%s", describe_host(plan.memory, plan.num_ranks))
     if plan.tried is not None:
         log.info("%s", describe_try(plan.tried, plan.memory))
     log.info("%s", describe_checkpoints(config, model, plan.num_steps))

@@ -7,7 +7,14 @@ from configs.schema import PartMode, TrainConfig
 from data.balance import describe_balance, step_balance
 from data.build import TrainingData
 from train.model.what_trains import PartRow
-from train.planning.memory import Line, checkpoint_bytes, gib, optimizer_bytes, total_bytes
+from train.planning.memory import (
+    ERROR,
+    Line,
+    checkpoint_bytes,
+    gib,
+    optimizer_bytes,
+    total_bytes,
+)
 from train.planning.packs_ahead import EXACT_EPOCHS, HeavyPack, StepWork, num_epochs
 from train.planning.try_pack import Tried
 from train.saving.run_folder import RunFolder
@@ -109,10 +116,27 @@ def describe_memory(
     shown += [
         f"  {line.what:<12}{gib(line.num_bytes):>12}  {line.note}".rstrip()
         for line in lines
-        if line.num_bytes
+        if line.num_bytes and not line.on_host
     ]
     of = "" if device_bytes is None else f"  of {gib(device_bytes)}"
-    return "\n".join([*shown, f"  {'in all':<12}{gib(total_bytes(lines)):>12}{of}"])
+    shown += [
+        f"  {'in all':<12}{gib(total_bytes(lines)):>12}{of}",
+        f"  measured within {ERROR:.0%} of a process on a CPU, not on GPUs nor with several ranks;"
+        "\n  the driver and fragmentation come on top",
+    ]
+    return "\n".join(shown)
+
+
+def describe_host(lines: list[Line], ranks: int) -> str:
+    """Return what is held in the memory of the machine; not all of it at the same time."""
+    where = f", if all {ranks} ranks are on one machine" if ranks > 1 else ""
+    shown = [f"memory of the host{where}"]
+    shown += [
+        f"  {line.what:<12}{gib(line.num_bytes):>12}  {line.note}"
+        for line in lines
+        if line.num_bytes and line.on_host
+    ]
+    return "\n".join(shown)
 
 
 def describe_try(tried: Tried, lines: list[Line]) -> str:

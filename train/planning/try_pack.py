@@ -1,7 +1,7 @@
 """One forward and backward of the heaviest pack, on random weights: what it really takes.
 
 On a GPU the peak is the allocator's own. On a CPU, where the plan does not try, it is the sum of
-the tensors alive (train/planning/activations.py), for tests of the estimate.
+the tensors alive (train/planning/live_bytes.py), for tests of the estimate.
 """
 
 import contextlib
@@ -17,7 +17,8 @@ from configs.schema import EngineKind, TrainConfig
 from data.batches import Batch
 from data.render import IGNORED
 from train.model.meta_model import empty_model
-from train.planning.activations import LiveBytes
+from train.model.offload import offloading
+from train.planning.live_bytes import LiveBytes
 from train.planning.packs_ahead import HeavyPack, tokens_a_tile
 from train.precision import computes_in_bf16
 
@@ -115,9 +116,11 @@ def _step(config: TrainConfig, model: Any, batch: Batch, device: torch.device) -
     """Run forward and backward; return the seconds they took."""
     start = time.perf_counter()
     half = computes_in_bf16(config)
-    with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
-        loss = model(**batch, token_losses=True).mean()
-    loss.backward()
+    offload = config.engine.activation_offloading
+    with offloading() if offload else contextlib.nullcontext():
+        with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+            loss = model(**batch, token_losses=True).mean()
+        loss.backward()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start

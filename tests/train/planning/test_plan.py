@@ -19,12 +19,14 @@ from configs.errors import ConfigError
 from data.build import build_training_data
 from train.model.meta_model import empty_model
 from train.model.prepare import prepare_model
+from train.planning.activations import PackShape
 from train.planning.flops import flop_shape
 from train.planning.memory import estimate_memory, optimizer_bytes, total_bytes
 from train.planning.packs_ahead import heaviest_pack, num_epochs
-from train.planning.plan import plan_run, planned_ranks
+from train.planning.plan import _look_ahead, plan_run, planned_ranks
 from train.planning.try_pack import measure_worst_pack
 from train.run import train
+from train.start import start
 
 ROOT = Path(__file__).parents[3]
 ROWS = [
@@ -79,8 +81,13 @@ EXPERIMENTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_fits_its_devices(
-    name: str, big: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    name: str,
+    big: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("train.engines.version", lambda package: "5.23.0")  # for fsdp2
     told = plan(caplog, *experiment(name, big), f"output_dir={tmp_path}/run")
     projector, decoder = EXPERIMENTS[name]
     assert number(r"projector +full +\S+ +([\d,]+)", told) == projector
@@ -89,6 +96,10 @@ def test_an_experiment_fits_its_devices(
     needed = number(r"in all +([\d.]+) GiB  of 80.0 GiB", told)
     assert 10 < needed < 60
     assert "device's 80.0 GiB" not in told
+    loaded = number(r"if all 8 ranks are on one machine\n  loading +([\d,.]+) GiB", told)
+    by_rank_0 = "32b" in name
+    assert ("rank 0 alone reads" in told) == by_rank_0
+    assert (60 < loaded < 90) if by_rank_0 else (120 < loaded < 160)
     assert not (tmp_path / "run").exists()
     # 35 lines and a paragraph of 4 languages; at most 60 with all of them
     assert len(told.splitlines()) < 60
@@ -98,8 +109,8 @@ def test_an_experiment_fits_its_devices(
 def test_an_8b_plan_is_quick_and_allocates_nothing(big: Any, tmp_path: Path) -> None:
     """In seconds of this machine when idle, where `import torch` takes 2.1 of a core's time.
 
-    Measured beside other work: 8.3 to 9.6 such seconds, 7 of them imports of libraries; 0.75 GB at
-    most for a model of 20 GB.
+    Measured beside other work: 6.2 to 7.0 such seconds (3.3 to 3.7 of a faster machine), 5 of them
+    imports of libraries; 0.5 GB at most for a model of 20 GB.
     """
     overrides = experiment("aya_vision_8b_sft_lora", big)
     script = tmp_path / "script.py"
@@ -109,11 +120,12 @@ def test_an_8b_plan_is_quick_and_allocates_nothing(big: Any, tmp_path: Path) -> 
         "from configs.command import run_command\n"
         "run_command('train', 'train.start:start')\n"
         "sys.stderr.write(f'peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}')\n"
-        "assert not {'trl', 'deepspeed', 'wandb', 'bitsandbytes.nn'} & set(sys.modules)\n"
+        "unwanted = {'trl', 'deepspeed', 'wandb', 'bitsandbytes.nn', 'pandas'}\n"
+        "assert not unwanted & set(sys.modules), unwanted & set(sys.modules)\n"
     )
     importing = _cpu_seconds(["-c", "import torch"])[0]
     seconds, told = _cpu_seconds([str(script), *command])
-    assert seconds * 2.1 / importing < 12, (seconds, importing)
+    assert seconds * 2.1 / importing < 10, (seconds, importing)
     assert number(r"peak (\d+)", told) * 1024 < 1.5e9
     assert number(r"in all +([\d.]+) GiB", told) > 20
     assert not (tmp_path / "run").exists()
@@ -158,7 +170,7 @@ def test_the_empty_model_is_the_one_that_trains(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["text", "compose", "vlm"])
+@pytest.mark.parametrize("kind", ["text", "compose", "vlm", "nf4"])
 def test_of_paths_too(kind: str, pipeline: Any) -> None:
     graft = ["model=compose", f"model.decoder.path={pipeline.text}", *TOWER, *SCENES]
     overrides = {
@@ -167,6 +179,7 @@ def test_of_paths_too(kind: str, pipeline: Any) -> None:
         ],
         "compose": [*graft, "stage=align"],
         "vlm": [*vlm(pipeline.align), "stage=sft", *SCENES],
+        "nf4": [*vlm(pipeline.align), "stage=sft_lora", "adapter.quantization=nf4", *SCENES],
     }[kind]  # fmt: skip
     config: Any = load_config("train", [*FAST, *overrides])
     renderer, _ = build_training_data(config.model, config.data, seed=0)
@@ -190,6 +203,7 @@ def test_what_the_plan_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     told = plan(caplog, *overrides)
     for words in ("will be made", "a row", "p95", "supervised tokens", "learning rates: up over 1",
                   "at 0.1 TFLOP/s on 1 device(s)", "AdamW: 2 moments", "in all", "checkpoints:",
+                  "within 4% of a process on a CPU, not on GPUs", "memory of the host\n  loading",
                   "nothing was written"):  # fmt: skip
         assert words in told
     assert "note:" not in told
@@ -255,6 +269,88 @@ def test_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert planned_ranks(config) == 4  # torchrun knows better
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["engine=fsdp2"], r"engine=fsdp2 shares a model out .* there is one"),
+        (["engine=fsdp2", "engine.plan_ranks=1"], r"engine=fsdp2 shares a model out .* is one"),
+        (["engine=single", "engine.plan_ranks=8"], r"for one process, but engine.plan_ranks=8; ta"),
+        (["engine=zero3"], r"engine=zero3 needs torchrun"),
+    ],
+)
+def test_a_plan_refuses_what_the_run_would(overrides: list[str], message: str) -> None:
+    config: Any = load_config("train", ["data.packs_per_step=8", *overrides])
+    with pytest.raises(ConfigError, match=message):
+        planned_ranks(config)
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp2"])
+def test_engines_of_torchrun_are_planned_without_it(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.engines.version", lambda package: "5.23.0")
+    given = [f"engine={engine}", "engine.plan_ranks=8", "data.packs_per_step=8"]
+    assert planned_ranks(load_config("train", given)) == 8
+
+
+def test_a_plan_knows_what_fsdp2_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.engines.version", lambda package: "5.17.0")
+    given = ["engine=fsdp2", "engine.plan_ranks=8", "data.packs_per_step=8"]
+    with pytest.raises(ConfigError, match=r"5\.23 or newer; here is 5\.17\.0"):
+        planned_ranks(load_config("train", given))
+
+
+def test_each_rank_tries_its_own_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a machine with four GPUs, where nothing is really run."""
+    tried: list[torch.device] = []
+
+    def look(*args: Any, **kwargs: Any) -> None:
+        tried.append(args[3])
+
+    monkeypatch.setattr("train.planning.plan.try_heaviest_pack", look)
+    monkeypatch.setattr("train.planning.plan._device_bytes", lambda config, device: 2**40)
+    monkeypatch.setattr("train.planning.plan.peak_flops", lambda peak, device: 1e12)
+    config: Any = load_config("train", [*FAST, *MODELS["text"], f"output_dir={tmp_path}/run"])
+    renderer, data = build_training_data(config.model, config.data, seed=0)
+    model, table = empty_model(config, renderer.processing_class)
+    lines = estimate_memory(
+        model, PackShape(64, 8, 0), engine="ddp", num_ranks=1, gradient_checkpointing=False,
+        bf16=False,
+    )  # fmt: skip
+    monkeypatch.setattr("train.planning.plan.estimate_memory", lambda *args, **kwargs: lines)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    _look_ahead(config, data, model, table, renderer.processing_class, 4)
+    assert tried == [torch.device("cuda", 3)]
+
+
+def test_4_bits_without_bitsandbytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`start` hides it, for its import takes long, but not where it is needed."""
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    given = ["model=vlm", "model.path=nowhere", "stage=sft_lora", "adapter.quantization=nf4"]
+    with pytest.raises(ConfigError, match=r"pip install 'visiongraft\[quant\]'"):
+        start(load_config("train", [*given, "dry_run=true"]))
+
+
+@pytest.mark.slow
+def test_4_bits_and_offloading_are_in_the_plan(
+    pipeline: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = [*FAST, *vlm(pipeline.align), *SCENES, "stage=sft_lora", f"output_dir={tmp_path}/run"]
+    given += ["engine.gradient_checkpointing=true", "data.streaming=true", "data.max_tokens=8192"]
+    given += ["optim.max_steps=2"]
+    told = plan(caplog, *given)
+    packed = plan(caplog, *given, "adapter.quantization=nf4")
+    held = r"weights +([\d,]+) MiB"
+    assert number(held, packed) < number(held, told)
+    table = r"decoder +lora +\S+ +[\d,]+ +([\d,]+)"
+    assert number(table, packed) == number(table, told)  # values, not bytes
+    assert "offloaded" not in told
+    moved = plan(caplog, *given, "engine.activation_offloading=true")
+    assert number(r"offloaded +(\d+) MiB  \d+ MiB a rank wait", moved) >= 8  # 4 states of 2 MiB
+    assert number(r"in all +(\d+) MiB", moved) < number(r"in all +(\d+) MiB", told)
+
+
 def test_many_epochs_are_not_packed_to_be_counted() -> None:
     config: Any = load_config("train", [*FAST, *MODELS["fresh"]])
     _, data = build_training_data(config.model, config.data, seed=0)
@@ -263,9 +359,13 @@ def test_many_epochs_are_not_packed_to_be_counted() -> None:
     assert num_epochs(data.plan, 10**9 * a_epoch) == 1e9
 
 
-@pytest.mark.parametrize("name", ["fresh", "lora"])
-def test_the_heaviest_pack_can_be_tried(name: str) -> None:
-    config: Any = load_config("train", [*FAST, *MODELS[name], "engine.gradient_checkpointing=true"])
+@pytest.mark.parametrize("name", ["fresh", "lora", pytest.param("nf4", marks=pytest.mark.slow)])
+def test_the_heaviest_pack_can_be_tried(name: str, request: pytest.FixtureRequest) -> None:
+    model = MODELS.get(name)
+    if model is None:
+        packed = ["stage=sft_lora", "adapter.quantization=nf4"]
+        model = [*vlm(request.getfixturevalue("pipeline").align), *SCENES, *packed]
+    config: Any = load_config("train", [*FAST, *model, "engine.gradient_checkpointing=true"])
     renderer, data = build_training_data(config.model, config.data, seed=0)
     shape = flop_shape(empty_model(config, renderer.processing_class)[0])
     heavy = heaviest_pack(config.data, data, shape, renderer.processing_class)

@@ -89,6 +89,19 @@ def test_offloading_moves_large_tensors_and_no_parameters():
     assert torch.equal(weight.grad, expected)
 
 
+def test_a_view_of_a_parameter_stays_too():
+    """`nn.Linear` keeps its weight transposed, which is no parameter."""
+    layer, x = torch.nn.Linear(8, 16), torch.randn(4, 8, requires_grad=True)
+    kept = []
+    context = offloading(smallest=1)
+    inner = context.pack_hook
+    context.pack_hook = lambda tensor: kept.append(inner(tensor)) or kept[-1]
+    with context:
+        layer(x)
+    moved = [item[1].shape for item in kept if isinstance(item, tuple)]
+    assert moved == [(4, 8)] and len(kept) == 2
+
+
 def test_offloading_without_checkpointing_is_refused():
     with pytest.raises(ConfigError, match=r"set engine\.gradient_checkpointing=true too"):
         load_config("train", ["engine.activation_offloading=true"])
