@@ -312,7 +312,8 @@ def test_engines_share_out_what_they_say() -> None:
 
 def test_deepspeed_computes_in_bfloat16_over_float32_copies() -> None:
     whole, half = (estimate(engine="zero2", ranks=2, bf16=bf16) for bf16 in (False, True))
-    assert half["weights"] == whole["weights"] / 2 and half["gradients"] == whole["gradients"] / 2
+    assert half["weights"] == whole["weights"] / 2
+    assert half["gradients"] == whole["gradients"]  # they are summed in float32
     assert half["optimizer"] == whole["optimizer"]
 
 
