@@ -1,6 +1,6 @@
 """What every command does around its work: compose, check, log, end with one clear message.
 
-An entry point is `run_command("train", TrainConfig, "train.run:train")`. The task is named, not
+An entry point is `run_command("train", "train.start:start")`. The task is named, not
 imported, so that `--help`, `--cfg job` and a wrong key answer before torch is loaded.
 """
 

@@ -185,25 +185,34 @@ def _stage_rules(config: TrainConfig) -> Iterator[str]:
 
 
 def _engine_rules(config: TrainConfig) -> Iterator[str]:
-    if config.optim.on_nonfinite is NonFinite.skip and config.engine.kind in DEEPSPEED:
+    engine, dtype, kind = config.engine, config.model.dtype, config.engine.kind.value
+    is_deepspeed = engine.kind in DEEPSPEED
+    if config.optim.on_nonfinite is NonFinite.skip and is_deepspeed:
         yield (
-            f"optim.on_nonfinite: is skip, but engine={config.engine.kind.value} makes the step "
-            "before its gradient can be looked at; use stop, or engine=fsdp2 or ddp"
+            f"optim.on_nonfinite: is skip, but engine={kind} makes the step before its gradient "
+            "can be looked at; use stop, or engine=fsdp2 or ddp"
         )
-    if (
-        config.engine.kind in DEEPSPEED
-        and config.engine.bf16
-        and config.model.dtype is Dtype.float32
-    ):
+    if dtype is Dtype.float16:
         yield (
-            f"model.dtype: is float32, but engine={config.engine.kind.value} with engine.bf16=true "
-            "rounds all weights to bfloat16, also those that do not train, and the export would "
-            "hold them so; set model.dtype=bfloat16, or take engine=fsdp2 or ddp"
+            "model.dtype: is float16, but half precision is computed in bfloat16, to which float16 "
+            "weights would be rounded; use bfloat16, or float32"
         )
-    if config.engine.activation_offloading and not config.engine.gradient_checkpointing:
+    if is_deepspeed and engine.bf16 and dtype is Dtype.float32:
+        yield (
+            f"model.dtype: is float32, but engine={kind} with engine.bf16=true rounds all weights "
+            "to bfloat16, also those that do not train, and the export would hold them so; set "
+            "model.dtype=bfloat16, or take engine=fsdp2 or ddp"
+        )
+    if engine.activation_offloading and not engine.gradient_checkpointing:
         yield (
             "engine.activation_offloading: moves what gradient checkpointing keeps; "
             "set engine.gradient_checkpointing=true too"
+        )
+    modes = [getattr(config.stage.parts, item.name).mode for item in _parts(config)]
+    if engine.activation_offloading and kind == "zero3" and PartMode.lora in modes:
+        yield (
+            "engine.activation_offloading: with engine=zero3 and LoRA TRL computes layers again in "
+            "a way that would move all they hold; use engine=fsdp2, or do without"
         )
 
 

@@ -12,7 +12,8 @@ from configs.command import load_config
 from data.build import build_training_data
 from train.model.prepare import prepare_model
 from train.process import set_up_process
-from train.run import build_trainer, train
+from train.run import build_trainer
+from train.start import start
 
 SHAPES = [
     "model.decoder.vocab_size=400",
@@ -54,7 +55,7 @@ LEARN = ["stage.parts.decoder.learning_rate=3e-3", "stage.parts.projector.learni
 def run(*overrides: str) -> Path:
     """Train with the overrides in this process; return the run folder."""
     config: Any = load_config("train", [*FAST, *overrides])
-    train(config)
+    start(config)
     return Path(config.output_dir)
 
 

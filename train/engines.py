@@ -2,12 +2,14 @@
 
 from importlib.metadata import version
 
+from packaging.version import Version
+
 from configs.errors import ConfigError
 from configs.schema import DEEPSPEED, EngineKind, TrainConfig
 from train.ranks import is_under_torchrun, num_ranks
 
 # Its Trainer is the first to leave a model alone that is sharded already; 5.17 shards it again.
-SHARDS_AT_LOAD = (5, 23)
+SHARDS_AT_LOAD = Version("5.23.0.dev0")
 
 
 def check_ranks(config: TrainConfig, planned: int | None = None) -> None:
@@ -49,7 +51,7 @@ def _check_fsdp2(ranks: int) -> None:
             "torchrun --nproc_per_node 2 train/main.py ..., or engine=single"
         )
     here = version("transformers")
-    if tuple(int(part) for part in here.split(".")[:2]) < SHARDS_AT_LOAD:
+    if Version(here) < SHARDS_AT_LOAD:
         raise ConfigError(
             f"engine=fsdp2 needs a transformers whose Trainer leaves a sharded model as it is, "
             f"5.23 or newer; here is {here}: use engine=zero3, or a newer one"

@@ -22,9 +22,9 @@ from train.model.prepare import on_original_weights, prepare_model
 from train.model.quantize import check_installed
 from train.model.what_trains import PartRow, format_table
 from train.planning.flops import flop_shape, peak_flops
-from train.planning.plan import log_data, plan_run
+from train.planning.plan import log_data
 from train.precision import computes_in_bf16
-from train.process import set_up_process
+from train.process import cores_of_all, set_up_process
 from train.ranks import device_of_rank, num_ranks, rank
 from train.saving.best import Best
 from train.saving.card import model_card
@@ -54,9 +54,6 @@ log = logging.getLogger(__name__)
 
 def train(config: TrainConfig) -> None:
     """Train the stage that `config` describes, or go on with it, and export the result."""
-    if config.dry_run:
-        plan_run(config)
-        return
     set_up_process(config.engine.num_threads, config.seed)
     check_ranks(config)
     check_attention(config.model.attn_implementation)
@@ -165,14 +162,15 @@ def export_run(
     trained, processing_class = trainer.model, trainer.processing_class
     if config.adapter.quantization is not Quantization.none:
         trained = on_original_weights(config, trained, processing_class)
-    export_model(
-        trained,
-        processing_class,
-        folder.export,
-        dtype=getattr(torch, config.model.dtype.value),
-        card=model_card(config, table, results),
-        verify=config.export.verify,
-    )
+    with cores_of_all(config.engine.num_threads):
+        export_model(
+            trained,
+            processing_class,
+            folder.export,
+            dtype=getattr(torch, config.model.dtype.value),
+            card=model_card(config, table, results),
+            verify=config.export.verify,
+        )
 
 
 def what_is_kept(config: TrainConfig) -> Keeping:

@@ -20,9 +20,10 @@ def start(config: TrainConfig) -> None:
 
 
 def _plan(config: TrainConfig) -> None:
-    if config.adapter.quantization is Quantization.none:
+    hides = config.adapter.quantization is Quantization.none and "bitsandbytes" not in sys.modules
+    if hides:
         # PEFT imports it where it is installed; only 4 bits need it, and say where it is not.
-        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     # To look for garbage among a million objects that imports made, and that stay, is a fifth of
     # all the time.
     gc.disable()
@@ -35,3 +36,5 @@ def _plan(config: TrainConfig) -> None:
     finally:
         gc.enable()
         gc.unfreeze()
+        if hides:
+            del sys.modules["bitsandbytes"]

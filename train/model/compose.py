@@ -55,7 +55,13 @@ def compose(
     check_grid(vision.image_size, vision.patch_size, downsample_factor)
     size = embedding_size(text_lm, before=min([len(tokenizer), *added_ids]))
     make_rows(text_lm, len(tokenizer), added_ids)
-    config = _config(text_lm, vision, tokenizer, downsample_factor, projector_intermediate_size)
+    config = aya_config(
+        text_lm.config,
+        vision,
+        tokenizer,
+        downsample_factor=downsample_factor,
+        intermediate_size=projector_intermediate_size,
+    )
     with torch.device("meta"):  # an 8B model is not made twice
         model = AyaVisionForConditionalGeneration._from_config(config, dtype=text_lm.dtype)
     model.model.language_model = text_lm.model
@@ -69,18 +75,24 @@ def compose(
     return model
 
 
-def _config(
-    text_lm: Any, vision: Any, tokenizer: Any, downsample_factor: int, intermediate_size: int | None
+def aya_config(
+    text_config: Any,
+    vision_config: Any,
+    tokenizer: Any,
+    *,
+    downsample_factor: int,
+    intermediate_size: int | None = None,
 ) -> Any:
+    """Return the config of the graft; arguments as for `compose`."""
     kind: Any = AyaVisionConfig
     return kind(
-        vision_config=vision,
-        text_config=text_lm.config,
+        vision_config=vision_config,
+        text_config=text_config,
         image_token_index=tokenizer.convert_tokens_to_ids("<|IMG_PATCH|>"),
         downsample_factor=downsample_factor,
-        tie_word_embeddings=text_lm.config.tie_word_embeddings,
+        tie_word_embeddings=text_config.tie_word_embeddings,
         # The paper gives 190 M parameters for the 8B projector: 7 x 4,096 rows before the SwiGLU.
-        alignment_intermediate_size=intermediate_size or 7 * text_lm.config.hidden_size,
+        alignment_intermediate_size=intermediate_size or 7 * text_config.hidden_size,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -12,7 +12,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AyaVisionConfig,
     AyaVisionForConditionalGeneration,
     SiglipVisionConfig,
 )
@@ -27,18 +26,15 @@ from configs.schema import (
 )
 from data.processor import load
 from train.model.attention import set_attention
+from train.model.compose import aya_config, check_graftable
 from train.model.load import build_decoder
 from train.model.loss import add_token_losses
 from train.model.quantize import quantize
+from train.model.vision_tower import SHARED_KEYS
 from train.model.what_trains import PartRow, hold_in_float32, set_what_trains
 from train.precision import computes_in_bf16
 
 META = torch.device("meta")
-# What a SigLIP tower of fixed size shares with any other, NaFlex too.
-TOWER_KEYS = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size",
-    "num_channels", "hidden_act", "layer_norm_eps", "attention_dropout",
-)  # fmt: skip
 
 
 def empty_model(
@@ -90,16 +86,14 @@ def _composed(
     config: ModelConfig, text_config: Any, processing_class: Any, tokenizer: Any, dtype: torch.dtype
 ) -> Any:
     """Return what `compose` makes of the two, with rows for each token of the tokenizer."""
+    check_graftable(AutoModelForCausalLM.from_config(text_config, dtype=dtype))
     text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
-    rows = config.projector_intermediate_size or 7 * text_config.hidden_size
-    kind: Any = AyaVisionConfig
-    composed = kind(
-        vision_config=_tower_config(config.vision_tower, processing_class),
-        text_config=text_config,
-        image_token_index=processing_class.image_token_id,
+    composed = aya_config(
+        text_config,
+        _tower_config(config.vision_tower, processing_class),
+        tokenizer,
         downsample_factor=config.downsample_factor,
-        tie_word_embeddings=text_config.tie_word_embeddings,
-        alignment_intermediate_size=rows,
+        intermediate_size=config.projector_intermediate_size,
     )
     return AyaVisionForConditionalGeneration._from_config(composed, dtype=dtype)
 
@@ -109,5 +103,5 @@ def _tower_config(config: VisionTowerConfig, processing_class: Any) -> Any:
     if config.path is not None:
         found = load("vision tower", AutoConfig, config.path)
         shape = getattr(found, "vision_config", found)
-    shared = {key: getattr(shape, key) for key in TOWER_KEYS if hasattr(shape, key)}
+    shared = {key: getattr(shape, key) for key in SHARED_KEYS if hasattr(shape, key)}
     return SiglipVisionConfig(**shared, image_size=processing_class.img_size, vision_use_head=False)

@@ -17,6 +17,11 @@ PATCHES = "embeddings.patch_embedding.weight"
 # How a grid of positions is brought to another size. SigLIP2 at 384 pixels (27 x 27) is used at 364
 # (26 x 26) in Aya Vision (arXiv 2505.08751); NaFlex is as its own class does for each picture.
 FIXED_MODE, NAFLEX_MODE = "bicubic", "bilinear"
+# What a SigLIP tower of fixed size shares with any other, NaFlex too.
+SHARED_KEYS = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size",
+    "num_channels", "hidden_act", "layer_norm_eps", "attention_dropout",
+)  # fmt: skip
 
 
 def build_vision_tower(
@@ -83,12 +88,8 @@ def from_naflex(tower: Any, image_size: int) -> SiglipVisionModel:
     state[PATCHES] = rows.permute(0, 3, 1, 2).contiguous()
     new = image_size // patch
     state[POSITIONS] = resample_grid(state[POSITIONS], new, mode=NAFLEX_MODE)
-    shared = (
-        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "num_channels", "patch_size", "hidden_act", "layer_norm_eps", "attention_dropout",
-    )  # fmt: skip
     config = SiglipVisionConfig(
-        **{name: getattr(naflex, name) for name in shared},
+        **{name: getattr(naflex, name) for name in SHARED_KEYS},
         image_size=image_size,
         vision_use_head=False,
     )

@@ -66,6 +66,8 @@ class _Sizes:
     num_trained: int
     layer_bytes: int  # of the largest layer
     outer_bytes: int  # of what is in no layer: embeddings, head, norms
+    trained_layer_bytes: int  # of the layer with most that trains
+    trained_outer_bytes: int
 
 
 def estimate_memory(
@@ -143,9 +145,9 @@ def total_bytes(lines: list[Line]) -> float:
     return sum(line.num_bytes for line in lines if not line.on_host)
 
 
-def optimizer_bytes(lines: list[Line]) -> float:
-    """Return what an estimate has for the optimizer."""
-    return sum(line.num_bytes for line in lines if line.what == "optimizer")
+def bytes_of(lines: list[Line], *names: str) -> float:
+    """Return what an estimate has under these names."""
+    return sum(line.num_bytes for line in lines if line.what in names)
 
 
 def checkpoint_bytes(model: Any, *, is_adapter: bool) -> tuple[float, float]:
@@ -185,9 +187,14 @@ def _engine(sizes: _Sizes, engine: str, num_ranks: int) -> Iterator[Line]:
     if engine == "fsdp2":
         gathered = sizes.outer_bytes + 2 * sizes.layer_bytes
         yield Line("engine", gathered, "gathered: 2 layers, embeddings, head")
+        # A layer's gradients whole and in the buffer they are reduced from; those of the rest are
+        # whole through the backward.
+        reduced = sizes.trained_outer_bytes + 2 * sizes.trained_layer_bytes
+        yield Line("reduced", reduced, "gradients of a layer, embeddings, head")
     if SHARES[engine].is_deepspeed:
         a_value = sizes.weight_bytes / max(sizes.num_weights, 1)
-        yield Line("engine", REDUCE_BUCKET * a_value, "DeepSpeed's bucket of gradients")
+        buckets = 2 * REDUCE_BUCKET * a_value  # one is filled while the other is sent
+        yield Line("engine", buckets, "DeepSpeed's buckets of gradients")
     if engine == "zero3":
         yield Line("gathered", min(sizes.num_weights, MAX_LIVE) * a_value, "weights in use")
 
@@ -199,21 +206,29 @@ def _over(num_ranks: int, before: str = "") -> str:
 def _sizes(model: nn.Module) -> _Sizes:
     parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
-    layers = [
-        sum(held_bytes(p) for p in layer.parameters())
+    blocks = [
+        list(layer.parameters())
         for name, module in model.named_modules()
         if name.endswith(".layers") and isinstance(module, nn.ModuleList)
         for layer in module
     ]
-    weight_bytes = sum(held_bytes(p) for p in parameters)
+    layers = [sum(held_bytes(p) for p in block) for block in blocks]
+    trained_layers = [_trained_bytes(block) for block in blocks]
+    weight_bytes, trained_bytes = sum(map(held_bytes, parameters)), _trained_bytes(trained)
     return _Sizes(
         weight_bytes=weight_bytes,
         num_weights=sum(p.numel() for p in parameters),
-        trained_bytes=sum(p.numel() * p.element_size() for p in trained),
+        trained_bytes=trained_bytes,
         num_trained=sum(p.numel() for p in trained),
         layer_bytes=max(layers, default=0),
         outer_bytes=weight_bytes - sum(layers),
+        trained_layer_bytes=max(trained_layers, default=0),
+        trained_outer_bytes=trained_bytes - sum(trained_layers),
     )
+
+
+def _trained_bytes(parameters: list[nn.Parameter]) -> int:
+    return sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
 
 
 def gib(num_bytes: float) -> str:

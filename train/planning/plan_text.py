@@ -10,9 +10,9 @@ from train.model.what_trains import PartRow
 from train.planning.memory import (
     ERROR,
     Line,
+    bytes_of,
     checkpoint_bytes,
     gib,
-    optimizer_bytes,
     total_bytes,
 )
 from train.planning.packs_ahead import EXACT_EPOCHS, HeavyPack, StepWork, num_epochs
@@ -140,8 +140,8 @@ def describe_host(lines: list[Line], ranks: int) -> str:
 
 
 def describe_try(tried: Tried, lines: list[Line]) -> str:
-    """Return what the heaviest pack took when it was run, beside the estimate."""
-    estimate = total_bytes(lines) - optimizer_bytes(lines)
+    """Return what the heaviest pack took when one process ran it, beside the estimate."""
+    estimate = total_bytes(lines) - bytes_of(lines, "optimizer", "engine")
     if tried.peak_bytes is None:
         return f"the heaviest pack, tried on {tried.device}: out of memory"
     return (

@@ -27,6 +27,7 @@ NUM_TOKENS = 24  # of the text that is read
 WORST = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 SPARE = 1.3  # times the weights that must be free: the weights, and what a short prompt takes
 MEMINFO = Path("/proc/meminfo")
+CGROUP, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # of version 2
 
 
 def verify_export(folder: Path, model: Any, processing_class: Any) -> str:
@@ -106,13 +107,30 @@ def same_bits(one: torch.Tensor, two: torch.Tensor) -> bool:
 
 
 def free_memory() -> int | None:
-    """Return the bytes of memory that are free, or None where the system does not say."""
-    if not MEMINFO.is_file():
-        return None
-    for line in MEMINFO.read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+    """Return the bytes of memory that are free, or None where the system does not say.
+
+    Of the machine, or what its control group (SLURM's, a container's) leaves this process.
+    """
+    found = []
+    if MEMINFO.is_file():
+        lines = MEMINFO.read_text(encoding="ascii").splitlines()
+        found += [int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable:")]
+    for group in _control_groups():
+        limit, used = group / "memory.max", group / "memory.current"
+        if limit.is_file() and used.is_file():
+            most = limit.read_text(encoding="ascii").strip()
+            if most != "max":
+                found.append(int(most) - int(used.read_text(encoding="ascii")))
+    return min(found, default=None)
+
+
+def _control_groups() -> list[Path]:
+    """Return the folders of the control groups that this process is in."""
+    own = ""
+    if OWN_CGROUP.is_file():
+        lines = OWN_CGROUP.read_text(encoding="utf-8").splitlines()
+        own = next((line[3:].lstrip("/") for line in lines if line.startswith("0::")), "")
+    return [CGROUP / own, *(CGROUP / above for above in Path(own).parents)]
 
 
 def _auto_class(model: Any, processing_class: Any) -> Any:

@@ -110,8 +110,7 @@ class StepWatch:
             TrainingError: it is not, and may not be left out; the rows are named.
         """
         nats = self.meter.sample_nats()
-        # DeepSpeed says -1 where the norm is no number.
-        if grad_norm is None or 0 <= as_number(grad_norm) < math.inf:
+        if grad_norm is None or self._is_number(grad_norm):
             if not np.isfinite(nats).all():  # of this rank alone; the others are ended by torchrun
                 rows = rows_to_blame(self.meter.samples, nats)
                 told = describe(step, rows, [], finite=False)
@@ -130,6 +129,11 @@ class StepWatch:
         self._grad_norms = {}  # they are no numbers
         self.meter.counts.num_skipped += 1
         return False
+
+    def _is_number(self, grad_norm: Any) -> bool:
+        """Whether a norm is a number; for one that is not DeepSpeed says -1, group by group."""
+        norms = [as_number(grad_norm), *(float(norm) for _, norm in self._heard)]
+        return all(0 <= norm < math.inf for norm in norms)
 
     def _count(self, nats: np.ndarray, step: int) -> None:
         loss = self.meter.end_step(nats)

@@ -1,5 +1,6 @@
 """`dry_run=true`: what it says, that it reads and writes nothing, and how fast it is."""
 
+import gc
 import logging
 import os
 import re
@@ -21,11 +22,10 @@ from train.model.meta_model import empty_model
 from train.model.prepare import prepare_model
 from train.planning.activations import PackShape
 from train.planning.flops import flop_shape
-from train.planning.memory import estimate_memory, optimizer_bytes, total_bytes
+from train.planning.memory import bytes_of, estimate_memory, total_bytes
 from train.planning.packs_ahead import heaviest_pack, num_epochs
 from train.planning.plan import _look_ahead, plan_run, planned_ranks
 from train.planning.try_pack import measure_worst_pack
-from train.run import train
 from train.start import start
 
 ROOT = Path(__file__).parents[3]
@@ -220,13 +220,16 @@ def test_what_the_plan_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     )
 
 
-def test_train_itself_plans(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_start_plans_and_leaves_nothing_behind(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config: Any = load_config(
         "train", [*FAST, *MODELS["text"], f"output_dir={tmp_path}/run", "dry_run=true"]
     )
     with caplog.at_level(logging.INFO):
-        train(config)
+        start(config)
     assert "nothing was written" in caplog.text and not (tmp_path / "run").exists()
+    assert sys.modules.get("bitsandbytes", "not there") is not None and gc.isenabled()
 
 
 @pytest.mark.slow
@@ -383,5 +386,5 @@ def test_the_heaviest_pack_can_be_tried(name: str, request: pytest.FixtureReques
         bf16=False,
     )
     assert tried.peak_bytes is not None
-    ratio = (total_bytes(lines) - optimizer_bytes(lines)) / tried.peak_bytes
+    ratio = (total_bytes(lines) - bytes_of(lines, "optimizer")) / tried.peak_bytes
     assert 0.85 < ratio < 1.15, ratio

@@ -21,7 +21,7 @@ from data.render import Renderer
 from train.export_run import export
 from train.model.load import load_vlm
 from train.saving.export import export_model
-from train.saving.verify_export import WORST, same_bits, verify_export
+from train.saving.verify_export import WORST, free_memory, same_bits, verify_export
 
 KEPT = ["checkpoint.best_metric=eval/scenes/nll", "evaluation.eval_steps=2",
         "checkpoint.save_steps=1", "checkpoint.save_total_limit=9"]  # fmt: skip
@@ -223,6 +223,22 @@ def test_where_memory_is_short_logits_are_left_out(model, processor, tmp_path, m
     change_file(out, flip_a_bit)
     with pytest.raises(CheckpointError, match="tensors in its files differ"):
         verify_export(out, model, processor)
+
+
+def test_free_memory_is_that_of_the_control_group_where_it_is_less(tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    own.write_text("0::/slurm/job_1/step_0\n")
+    monkeypatch.setattr("train.saving.verify_export.CGROUP", tmp_path)
+    monkeypatch.setattr("train.saving.verify_export.OWN_CGROUP", own)
+    of_machine = free_memory()
+    step = tmp_path / "slurm/job_1/step_0"
+    step.mkdir(parents=True)
+    for group, most in ((step, "max"), (step.parent, "5000")):
+        (group / "memory.current").write_text("1000\n")
+        (group / "memory.max").write_text("max\n")
+        assert free_memory() > 0.5 * of_machine
+        (group / "memory.max").write_text(f"{most}\n")
+    assert free_memory() == 4000
 
 
 def test_bits_are_compared():

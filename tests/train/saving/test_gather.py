@@ -17,9 +17,11 @@ def test_buffers_come_to_the_cpu_with_the_weights(engine, monkeypatch):
     monkeypatch.setattr("train.saving.gather._gather_zero3", gathered.append)
     if engine == "zero3":
         next(model.parameters()).ds_id = 0
-    brought, inner = [], torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: brought.append(id(self)) or inner(self))
-    buffers = [id(buffer) for buffer in model.buffers()]
+    inner = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: inner(self).clone())  # as from a GPU
+    before = {name: buffer.data_ptr() for name, buffer in model.named_buffers()}
     gather_weights(model)
     assert gathered == [model]
-    assert buffers and set(buffers) <= set(brought)
+    after = {name: buffer.data_ptr() for name, buffer in model.named_buffers()}
+    assert before and after.keys() == before.keys()
+    assert all(after[name] != address for name, address in before.items())

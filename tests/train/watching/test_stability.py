@@ -171,6 +171,8 @@ RANK_RUNS = [
     ("fsdp2-gradient", "gradient", ["engine=fsdp2"]),
     ("zero2-loss", "loss", ["engine=zero2"]),
     ("zero2-gradient", "gradient", ["engine=zero2"]),
+    ("zero3-gradient", "gradient", ["engine=zero3"]),
+    ("zero2-half", "gradient", ["engine=zero2", "model.dtype=bfloat16"]),
 ]
 
 
@@ -211,7 +213,9 @@ def test_a_row_of_one_rank_ends_all_and_is_named_by_all(name: str, on_ranks: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fsdp2-gradient", "zero2-gradient"])
+@pytest.mark.parametrize(
+    "name", ["fsdp2-gradient", "zero2-gradient", "zero3-gradient", "zero2-half"]
+)
 def test_an_infinite_gradient_ends_all_ranks(name: str, on_ranks: Path) -> None:
     """DeepSpeed calls its norm -1."""
     for rank in (0, 1):
