@@ -172,7 +172,8 @@ def _stage_rules(config: TrainConfig) -> Iterator[str]:
                 yield f"stage.parts.{name}.mode: a text LM has no {name}; it must be frozen"
     if modes["projector"] is PartMode.lora and config.model.kind is not ModelKind.vlm:
         yield "stage.parts.projector.mode: lora is for pretrained parts; use full or frozen"
-    beside = [name for name in ("vision_tower", "projector") if modes[name] is PartMode.lora]
+    may_be_lora = ["vision_tower"] + ["projector"] * (config.model.kind is ModelKind.vlm)
+    beside = [name for name in may_be_lora if modes[name] is PartMode.lora]
     if modes["decoder"] is PartMode.full and beside:
         yield (
             f"stage.parts.decoder.mode: is full beside {beside[0]}.mode=lora, but PEFT would train "

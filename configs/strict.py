@@ -194,6 +194,7 @@ def _nearest(path: str, schema: Any, prefix: str = "") -> str:
     keys = list(all_keys(schema, prefix, like=path))
     by_path = difflib.get_close_matches(path, keys, n=1, cutoff=0.6)
     last = path.rsplit(".", 1)[-1]
+    last = {"lr": "learning_rate", "learningrate": "learning_rate"}.get(last, last)
     same_name = [key for key in keys if key.rsplit(".", 1)[-1] == last]
     by_name = same_name or [
         key

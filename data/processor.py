@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoProcessor,
@@ -160,12 +161,39 @@ def load(what: str, auto_class: Any, path: str, **kwargs: Any) -> Any:
         raise CheckpointError(f"no {what} in {path!r}: there is no such folder")
     try:
         return auto_class.from_pretrained(path, **kwargs)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"a file of the {what} in {path!r} is damaged or was not copied to its end: "
+            f"{_damaged_file(path) or first_line(error)}\n  fetch it again"
+        ) from error
     except (OSError, ValueError) as error:
+        if _is_unreachable(error):
+            raise CheckpointError(
+                f"no folder {path!r} is here, and the hub cannot be reached\n  give the path of a "
+                "folder that holds the model (a plan needs its configs and tokenizer alone); "
+                "HF_HUB_OFFLINE=1 looks in the cache without asking the hub again and again"
+            ) from error
         reason = first_line(error)
         raise CheckpointError(
             f"no {what} in {path!r}: {reason}\n"
             "  give a folder that holds one, or the id of a model on the hub"
         ) from error
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    """Whether a look-up failed because there is no network."""
+    return "couldn't connect" in str(error).lower() or "offline mode" in str(error).lower()
+
+
+def _damaged_file(path: str) -> str | None:
+    """Return the first safetensors file in a folder that cannot be opened, and why."""
+    for file in sorted(Path(path).glob("*.safetensors")):
+        try:
+            with safe_open(str(file), framework="pt"):
+                pass
+        except SafetensorError as error:
+            return f"{file.name}: {error}"
+    return None
 
 
 def tile_shape(config: ModelConfig) -> tuple[int, int]:

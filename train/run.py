@@ -21,6 +21,7 @@ from train.model.attention import check_attention
 from train.model.prepare import on_original_weights, prepare_model
 from train.model.quantize import check_installed
 from train.model.what_trains import PartRow, format_table
+from train.planning.advice import fresh_parts
 from train.planning.flops import flop_shape, peak_flops
 from train.planning.plan import log_data
 from train.precision import computes_in_bf16
@@ -65,6 +66,8 @@ def train(config: TrainConfig) -> None:
     if folder.is_finished():
         log.info("%s is finished; its model is in %s", folder.path, folder.export)
         return
+    if config.engine.kind in DEEPSPEED and not torch.cuda.is_available():
+        log.info("DeepSpeed compiles what CPUs tell each other by, once: some minutes, with g++")
     keeping = what_is_kept(config)
     checkpoint = newest_checkpoint(folder.checkpoints)
     if checkpoint is not None:
@@ -78,6 +81,8 @@ def train(config: TrainConfig) -> None:
     )  # fmt: skip
     log_data(config, data, run.num_steps, num_ranks(), None)
     log.info("stage %s: what trains\n%s", config.stage.name, format_table(table))
+    for line in fresh_parts(config):
+        log.warning("note: %s", line)
     with told_when_full("the run folder", folder.path):
         if rank() == 0:
             open_folder(run)
@@ -194,7 +199,7 @@ def build_trainer(
 ) -> GraftTrainer:
     """Return the trainer of a run; several processes find each other here."""
     arguments = build_arguments(config, RunFolder(config.output_dir).checkpoints, num_steps)
-    watch = build_watch(config, model)  # reads shapes
+    watch = build_watch(config, model, num_steps)  # reads shapes
     if config.engine.kind is EngineKind.fsdp2:
         fsdp.shard(model, arguments.device)
     elif config.engine.kind is EngineKind.zero3:
@@ -229,13 +234,14 @@ def build_callback(run: Run, tracker: Tracker) -> RunCallback:
     )
 
 
-def build_watch(config: TrainConfig, model: Any) -> StepWatch:
+def build_watch(config: TrainConfig, model: Any, num_steps: int) -> StepWatch:
     """Return what watches the steps of this rank."""
     return StepWatch(
         Meter(max_tokens=config.data.max_tokens, flops_of=partial(flops_of, flop_shape(model))),
         SpikeWatch(config.optim.spike_deviations),
         skip_nonfinite=config.optim.on_nonfinite is NonFinite.skip,
         logging_steps=config.tracker.logging_steps,
+        num_steps=num_steps,
         can_skip=config.engine.kind not in DEEPSPEED,
     )
 

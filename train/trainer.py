@@ -255,7 +255,8 @@ class GraftTrainer(SFTTrainer):
             return
         state = fsdp.whole_weights(cast(Any, self.model))
         if self.args.should_save:
-            self._save(output_dir, state)
+            with fsdp.plain_classes(cast(Any, self.model)):
+                self._save(output_dir, state)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not fsdp.is_sharded(self.model):

@@ -17,7 +17,19 @@ from typing import Any
 
 import pytest
 import torch
-from pico_runs import FAST, MIXED, losses, make_trainer, metrics, run, same_weights, vlm, weights
+from pico_runs import (
+    FAST,
+    MIXED,
+    SHAPES,
+    TOWER,
+    losses,
+    make_trainer,
+    metrics,
+    run,
+    same_weights,
+    vlm,
+    weights,
+)
 from transformers import AutoModelForImageTextToText
 
 from configs.command import load_config
@@ -53,16 +65,21 @@ MODES = {
 # What saves memory and is to change nothing; tensors of any size are moved.
 MODES["saving-full"] = [*MODES["full"], CHECKPOINTING, "engine.activation_offloading=true"]
 MODES["saving-lora"] = [*MODES["lora"], CHECKPOINTING]
+# Put together here: transformers knows nothing of how its tensors were named in a file.
+MODES["fresh"] = [*MODES["full"], "model=pico_vlm", *SHAPES, *TOWER]
 MODES["qlora"] = [*MODES["lora"], "adapter.quantization=nf4"]
 # A model in half precision: what trains is held in float32, by us or by DeepSpeed.
 MODES["bf16"] = [*MODES["lora"], "model.dtype=bfloat16"]
 MODES["bf16-full"] = [*MODES["full"], "model.dtype=bfloat16"]
 ENGINES = ["ddp", "fsdp2", "zero2", "zero3"]  # DeepSpeed last: accelerate does not forget it
 LEFT_OUT = [("zero2", "saving-full"), ("zero2", "saving-lora"), ("ddp", "saving-lora")]  # for time
-RUNS = [(engine, mode) for engine in ENGINES for mode in MODES if mode != "qlora"]
+RUNS = [(engine, mode) for engine in ENGINES for mode in MODES if mode not in ("qlora", "fresh")]
 RUNS = [("ddp", "qlora"), *(each for each in RUNS if each not in LEFT_OUT)]
+RUNS += [("fsdp2", "fresh"), ("zero3", "fresh")]
+RUNS.sort(key=lambda each: ENGINES.index(each[0]))
 # Stopped after step 2, to go on from their checkpoint; between them they load all there is to load.
-BROKEN = ["ddp-lora", "fsdp2-full", "fsdp2-lora", "zero2-full", "zero3-lora"]
+BROKEN = ["ddp-lora", "fsdp2-full", "fsdp2-lora", "fsdp2-fresh", "zero2-full", "zero3-lora"]
+UNBROKEN_TOO = ["fsdp2-full", "fsdp2-lora", "fsdp2-fresh"]
 # ZeRO-3 keeps small weights whole, which is all of ours: share out every one of them. And build no
 # kernel: DeepSpeed would compile one for gloo.
 SCRIPT = """
@@ -117,7 +134,8 @@ def test_an_engine_for_more_or_fewer_processes(engine, ranks, message, monkeypat
 
 
 def overrides_of(mode: str, pipeline: Any) -> list[str]:
-    return [*vlm(pipeline.align), *MIXED, *LENGTH, *MODES[mode]]
+    model = [] if mode == "fresh" else vlm(pipeline.align)
+    return [*model, *MIXED, *LENGTH, *MODES[mode]]
 
 
 def test_fsdp2_needs_a_trainer_that_knows_of_it(monkeypatch):
@@ -137,7 +155,7 @@ def root(pipeline, tmp_path_factory) -> Path:
         [*FAST, *overrides_of(mode, pipeline), f"engine={engine}", f"output_dir={root}/{name}"]
         for engine, mode in RUNS
         for name in [f"{engine}-{mode}", f"{engine}-{mode}-unbroken"]
-        if engine == "fsdp2" or not name.endswith("unbroken")
+        if f"{engine}-{mode}" in UNBROKEN_TOO or not name.endswith("unbroken")
     ]
     arguments = [str(root / "script.py"), json.dumps(runs), json.dumps(BROKEN)]
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
@@ -190,7 +208,7 @@ def test_the_curve_is_that_of_one_process(engine, mode, root):
 @pytest.mark.parametrize(("engine", "mode"), RUNS)
 def test_each_part_keeps_its_learning_rate(engine, mode, root):
     """Through the schedule and over the checkpoint: always the same share of its peak."""
-    parts = 3 if mode.endswith("full") else 2
+    parts = 3 if mode.endswith("full") or mode == "fresh" else 2
     for line in metrics(root / f"{engine}-{mode}"):
         rates = {
             name.rsplit("/", 1)[-1]: value
@@ -228,7 +246,9 @@ def test_the_export_is_whole(engine, mode, root):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "mode"), [each for each in RUNS if "full" not in each[1]])
+@pytest.mark.parametrize(
+    ("engine", "mode"), [each for each in RUNS if "full" not in each[1] and each[1] != "fresh"]
+)
 def test_what_is_frozen_is_exported_as_it_was(engine, mode, root, pipeline):
     """To the bit, whatever the engine makes of dtypes while it trains."""
     before, after = weights(pipeline.align), weights(root / f"{engine}-{mode}" / "export")
@@ -249,7 +269,7 @@ def test_a_checkpoint_is_exported_by_one_process(engine, mode, root, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["full", "lora"])
+@pytest.mark.parametrize("mode", ["full", "lora", "fresh"])
 def test_a_broken_run_with_fsdp2_is_an_unbroken_one(mode, root):
     """To the bit: what a checkpoint gathers is what it shares out again."""
     broken, unbroken = (root / f"fsdp2-{mode}{end}" for end in ("", "-unbroken"))
@@ -258,7 +278,7 @@ def test_a_broken_run_with_fsdp2_is_an_unbroken_one(mode, root):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["full", "lora"])
+@pytest.mark.parametrize("mode", ["full", "lora", "fresh"])
 def test_one_process_goes_on_from_what_fsdp2_saved(mode, root, pipeline, tmp_path):
     """The same files on any number of ranks: the last of three steps is that of a run alone."""
     for name in ("config.yaml", "metrics.jsonl", "rows.jsonl", "checkpoints/checkpoint-2"):

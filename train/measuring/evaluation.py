@@ -59,6 +59,15 @@ class GroupResult:
                 found |= {f"{name}/{code}": value for code, value in by_language.items()}
         return found
 
+    def describe(self) -> str:
+        """Return the means over languages in a line."""
+        mean = self.metrics()
+        told = [f"{mean['nll']:.3f} nats a token"] if "nll" in mean else []
+        told += [f"picture gap {mean['picture_gap']:.2f}"] if "picture_gap" in mean else []
+        told += [f"{mean['exact_match']:.0%} exact"] if "exact_match" in mean else []
+        told += [f"chrF {mean['chrf']:.1f}"] if "chrf" in mean else []
+        return ", ".join(told)
+
 
 Results = dict[str, GroupResult]
 

@@ -5,6 +5,8 @@ be DDP's, and writes checkpoints as pickles. Ours are the files that DDP writes:
 another number of ranks, or with DDP.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -77,6 +79,19 @@ def _take_values_of_rank_0(module: nn.Module, device: torch.device) -> None:
                         moved = nn.Parameter(moved, tensor.requires_grad)
                     seen[id(tensor)] = moved
                 held[name] = seen[id(tensor)]
+
+
+@contextlib.contextmanager
+def plain_classes(model: nn.Module) -> Iterator[None]:
+    """Give modules the classes they had: transformers names tensors in files by them."""
+    sharded = [(module, type(module)) for module in model.modules() if is_sharded(module)]
+    for module, kind in sharded:
+        module.__class__ = kind.__mro__[2]  # (FSDPX, FSDPModule, X, ...)
+    try:
+        yield
+    finally:
+        for module, kind in sharded:
+            module.__class__ = kind
 
 
 # ---------------------------------------------------------------------------- checkpoints

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from configs.schema import ModelKind, PartMode
+from configs.schema import ModelKind, PartMode, TrainConfig
 from train.planning.memory import gib, total_bytes
 from train.planning.packs_ahead import num_epochs
 from train.schedule import warmup_steps
@@ -16,11 +16,13 @@ FEW_SAMPLES = 32  # a step; the paper's batch is 128 (arXiv 2505.08751)
 MANY_EPOCHS = 10
 NEARLY = 0.9  # of a device's memory: the rest goes to what the allocator cannot use
 EMPTY, FULL = 0.8, 0.95  # of a budget, on average
+PRETRAINED_STAGES = ("align", "sft")
 
 
 def advise(plan: "Plan") -> Iterator[str]:
     """Yield a line for each thing worth a second look."""
     checks: tuple[Callable[[Plan], Iterator[str]], ...] = (
+        _fresh,
         _learning_rate,
         _memory,
         _batch,
@@ -29,6 +31,28 @@ def advise(plan: "Plan") -> Iterator[str]:
     )
     for check in checks:
         yield from check(plan)
+
+
+def fresh_parts(config: TrainConfig) -> Iterator[str]:
+    """Yield a line for each part that starts at random where it was hardly meant to."""
+    model, parts = config.model, config.stage.parts
+    composed = model.kind is ModelKind.compose
+    tower_is_fresh = composed and model.vision_tower.path is None
+    decoder_is_fresh = model.kind is not ModelKind.vlm and model.decoder.path is None
+    if tower_is_fresh and parts.vision_tower.mode is not PartMode.full:
+        yield (
+            "the vision tower starts at random and does not train: give "
+            "model.vision_tower.path=SIGLIP, or stage.parts.vision_tower.mode=full"
+        )
+    if decoder_is_fresh and config.stage.name in PRETRAINED_STAGES:
+        yield (
+            f"stage={config.stage.name} is for a model that has learned before, but the decoder "
+            "starts at random: give model=vlm model.path=..., or model.decoder.path=..."
+        )
+
+
+def _fresh(plan: "Plan") -> Iterator[str]:
+    yield from fresh_parts(plan.config)
 
 
 def _learning_rate(plan: "Plan") -> Iterator[str]:
@@ -51,7 +75,7 @@ def _memory(plan: "Plan") -> Iterator[str]:
     engine = plan.config.engine
     ways = [] if engine.gradient_checkpointing else ["engine.gradient_checkpointing=true"]
     if plan.num_ranks > 1 and engine.kind.value in ("single", "ddp", "zero2"):
-        ways.append("an engine that shares out more (zero3)")
+        ways.append("an engine that shares out more (fsdp2, zero3)")
     ways.append("a lower data.max_tokens or data.max_tiles")
     amount = "more than" if needed > room else "nearly all of"
     yield f"{gib(needed)} are {amount} the device's {gib(room)}: {', '.join(ways)}"

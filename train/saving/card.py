@@ -1,6 +1,6 @@
 """The model card of an export: what was trained, on what, and what was measured."""
 
-from configs.schema import TrainConfig
+from configs.schema import SourceConfig, TrainConfig
 from train.measuring.evaluation import Results
 from train.model.what_trains import PartRow, format_table
 from train.saving.run_folder import environment
@@ -9,7 +9,7 @@ from train.saving.run_folder import environment
 def model_card(config: TrainConfig, table: list[PartRow], results: Results) -> str:
     """Return the README.md of an export."""
     sources = "\n".join(
-        f"- `{name}`: {source.kind.value}" + (f" ({source.path})" if source.path else "")
+        f"- `{name}`: {_source(source, config.data.languages)}"
         for name, source in config.data.sources.items()
     )
     measured = "\n".join(
@@ -33,7 +33,7 @@ Trained with visiongraft, stage `{config.stage.name}`, seed {config.seed}.
 {format_table(table)}
 ```
 
-Data, in {", ".join(config.data.languages)}:
+Data:
 
 {sources}
 
@@ -45,3 +45,13 @@ Measured on held-out rows at the end (mean over languages):
 
 Versions: {packages}.
 """
+
+
+def _source(source: SourceConfig, languages: list[str]) -> str:
+    """Return what a source is and in which languages, as far as the config says."""
+    if source.path is None:  # shipped
+        return f"{source.kind.value}, in {', '.join(source.languages or languages)}"
+    told = f"{source.kind.value} ({source.path})"
+    if source.language_field is not None:
+        return f"{told}, languages by its column `{source.language_field}`"
+    return f"{told}, in {source.language}" if source.language is not None else told

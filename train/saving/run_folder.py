@@ -60,6 +60,8 @@ class RunFolder:
         Raises:
             ConfigError: naming the keys that differ, and what to do.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"output_dir={str(self.path)!r} is a file; give a folder")
         if not self.path.exists() or not any(self.path.iterdir()):
             return
         if not self.config.is_file():
@@ -73,7 +75,8 @@ class RunFolder:
             lines = [f"\n  {key}: {old!r} there, {new!r} now" for key, old, new in differing[:8]]
             raise ConfigError(
                 f"output_dir={str(self.path)!r} holds another run:{''.join(lines)}\n"
-                "  give another output_dir, or the same config to go on with that run"
+                "  give another output_dir, or the same config to go on with that run; its result "
+                "is trained further by model=vlm model.path=.../export"
             )
 
     def check_data(self, fingerprint: dict[str, object]) -> None:

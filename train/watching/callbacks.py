@@ -19,6 +19,7 @@ from train.watching.meter import metrics_of
 from train.watching.tracking import Tracker
 
 log = logging.getLogger(__name__)
+MOST_SHOWN = 3  # rows that are named
 
 
 class RunCallback(TrainerCallback):
@@ -97,6 +98,7 @@ class RunCallback(TrainerCallback):
         """Measure the held-out rows when it is time; at the last step the run does so itself."""
         self.bar.update()
         self._settle_ledger(args, state)
+        control.should_log |= self.trainer.watch.is_due(state.global_step)
         due = self.eval_steps is not None and state.global_step % self.eval_steps == 0
         if due and state.global_step < state.max_steps:
             self.evaluate(kwargs["model"], step=state.global_step)
@@ -123,6 +125,10 @@ class RunCallback(TrainerCallback):
         mine = self.trainer.take_bad_rows(), packs.num_used(step), packs.num_read(step)
         told = gather_objects(mine)
         lines = ledger.meet(step, [row for rows, _, _ in told for row in rows])
+        if lines:
+            shown = "; ".join(f"{line['id']}: {line['reason']}" for line in lines[:MOST_SHOWN])
+            log.warning("%d rows proved bad while training and were left out: %s%s", len(lines),
+                        shown, " ..." if len(lines) > MOST_SHOWN else "")  # fmt: skip
         used = sum((Counter(used) for _, used, _ in told), Counter())
         if self.tracker.path is not None:  # one rank writes
             ledger.append(self.folder.rows, lines)
@@ -139,6 +145,9 @@ class RunCallback(TrainerCallback):
     def evaluate(self, model: Any, *, step: int) -> Results:
         """Measure the held-out rows; every rank does the same, which every engine can do."""
         start = time.perf_counter()
+        num_rows = sum(map(len, self.held_out.groups.values()))
+        if num_rows:
+            log.info("measuring %d held-out rows", num_rows)
         watch = self.trainer.watch
         watch.meter.pause()
         watch.peaks.enter("evaluation")
@@ -149,6 +158,8 @@ class RunCallback(TrainerCallback):
         metrics = {f"eval/{name}": value for name, value in flat_metrics(results).items()}
         metrics["perf/evaluation_seconds"] = time.perf_counter() - start
         self.tracker.log(metrics, step)
+        for name, result in results.items():
+            log.info("step %d, %s: %s", step, name, result.describe())
         self.trainer.measured(metrics, step)
         if self.tracker.path is not None:
             path = self.folder.evaluation / f"step-{step:06d}.json"

@@ -42,12 +42,13 @@ class StepWatch:
         *,
         skip_nonfinite: bool,
         logging_steps: int,
+        num_steps: int,
         can_skip: bool = True,
     ) -> None:
         """Take what counts, and what is done, and can be, about gradients that are no numbers."""
         self.meter, self.spikes, self.peaks = meter, spikes, MemoryPeaks()
         self.skip_nonfinite, self.logging_steps = skip_nonfinite, logging_steps
-        self.can_skip = can_skip
+        self.num_steps, self.can_skip = num_steps, can_skip
         self.learning_rates: dict[str, float] = {}  # by part, that the last step was made with
         self._grad_norms: dict[str, float] = {}  # by part, of the last step that is logged
         self._heard: list[tuple[str, Any]] = []  # part and norm of DeepSpeed's groups, last step
@@ -59,8 +60,8 @@ class StepWatch:
         self.meter.begin_step(packs, max(1.0, float(num_items)), wait_seconds)
 
     def is_due(self, step: int) -> bool:
-        """Whether metrics are logged after a step."""
-        return step % self.logging_steps == 0
+        """Whether metrics are logged after a step: the last one too."""
+        return step % self.logging_steps == 0 or step == self.num_steps
 
     def measure_parts(self, model: Any, step: int) -> None:
         """Take the norm of each part's gradient, before it is clipped. All ranks call this."""
