@@ -68,6 +68,19 @@ def test_nothing_else_is_told(told: str) -> None:
     assert len(told.splitlines()) == len(BROKEN) + LINES_BESIDE
 
 
+def test_float16_is_not_trained_in() -> None:
+    told = refused("train", "model=vlm", "model.path=x", "model.dtype=float16")
+    assert "model.dtype: is float16, but half precision is computed in bfloat16" in told
+
+
+def test_offloading_where_layers_are_computed_again_otherwise() -> None:
+    given = ["model=vlm", "model.path=x", "stage=sft_lora", "engine=zero3"]
+    saving = ["engine.gradient_checkpointing=true", "engine.activation_offloading=true"]
+    told = refused("train", *given, *saving)
+    assert "engine.activation_offloading: with engine=zero3 and LoRA" in told
+    assert load_config("train", [*given[:-1], "engine=fsdp2", *saving])
+
+
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
 def test_deepspeed_would_round_what_is_float32(engine: str) -> None:
     given = ["model=vlm", "model.path=x", f"engine={engine}", "engine.bf16=true"]

@@ -119,7 +119,7 @@ def test_a_streamed_run_leaves_out_and_names_what_it_meets(unbroken: dict[str, P
 @pytest.mark.parametrize("kind", ["planned", "streamed"])
 def test_going_on_is_exact_in_losses_weights_and_ledger(
     kind: str, num_workers: int, broken: Path, unbroken: dict[str, Path], pipeline: Any,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     command = [*overrides(kind, broken, pipeline), *SKIP, f"output_dir={tmp_path}/run"]
     command += [f"data.num_workers={num_workers}"]
@@ -129,6 +129,7 @@ def test_going_on_is_exact_in_losses_weights_and_ledger(
             with pytest.raises(KeyboardInterrupt):
                 run(*command)
     resumed = run(*command)
+    assert "rows proved bad while training and were left out: " in caplog.text
     assert metrics(resumed) == metrics(unbroken[kind])
     assert sorted(losses(resumed)) == list(range(1, 9))
     assert ledger(resumed) == ledger(unbroken[kind])

@@ -1,13 +1,15 @@
 """The trainer against naive arithmetic: global-batch mean, groups, schedule, checkpoints."""
 
 import json
+import logging
+import re
 from math import cos, pi
 from typing import Any
 
 import pytest
 import torch
 from pico_models import gradients, largest_difference
-from pico_runs import MIXED, make_trainer, metrics, run, vlm, weights
+from pico_runs import MIXED, SCENES, make_trainer, metrics, run, vlm, weights
 from torch.nn import functional
 from transformers import TrainerCallback
 
@@ -144,6 +146,19 @@ def test_mfu_counts_the_work_of_all_packs_and_the_wait_for_them(pipeline, tmp_pa
         monkeypatch.undo()
         without = run(*overrides, f"output_dir={tmp_path}/without")
         assert "perf/mfu" not in (without / "metrics.jsonl").read_text()
+
+
+def test_the_last_steps_are_logged_too(pipeline, tmp_path, caplog):
+    """And what was measured is told on the console."""
+    given = [*vlm(pipeline.align), *SCENES, "stage=sft", "optim.max_steps=3"]
+    with caplog.at_level(logging.INFO):
+        folder = run(*given, "tracker.logging_steps=2", f"output_dir={tmp_path}/run")
+    lines = {line["step"]: line for line in metrics(folder) if "train/loss" in line}
+    assert sorted(lines) == [2, 3]
+    assert "train/grad_norm/decoder" in lines[3]
+    assert re.search(
+        r"step 3, scenes: \d\.\d+ nats a token, picture gap .*% exact, chrF", caplog.text
+    )
 
 
 def test_no_sample_supervises_its_first_token(pipeline, tmp_path):

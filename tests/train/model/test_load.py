@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from configs.command import load_config
 from configs.errors import CheckpointError
+from data.processor import load
 from train.model.load import load_text_lm, load_vlm, load_weights
 from train.model.parts import map_names
 from train.run import train
@@ -74,6 +75,24 @@ def test_a_weight_of_another_shape_is_refused(tmp_path):
     rewrite(tmp_path, add(model__norm__weight=torch.ones(33)))
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight \(there \[33\], wanted \[32\]"):
         load_text_lm(str(tmp_path), dtype=F32)
+
+
+def test_a_file_that_was_not_copied_to_its_end_is_named(aya):
+    (file,) = aya.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    message = rf"{file.name}: .*\n  fetch it again"
+    with pytest.raises(CheckpointError, match=message):
+        load_vlm(str(aya), dtype=F32)
+
+
+def test_a_hub_that_cannot_be_reached_is_told():
+    class Unreachable:
+        @staticmethod
+        def from_pretrained(path):
+            raise OSError("We couldn't connect to 'https://huggingface.co' to load the files")
+
+    with pytest.raises(CheckpointError, match="no folder 'ORG/NAME' is here, and the hub cannot"):
+        load("processor", Unreachable, "ORG/NAME")
 
 
 def test_weights_of_another_model_are_not_copied_in(aya):

@@ -1,10 +1,12 @@
 """`dry_run=true`: what it says, that it reads and writes nothing, and how fast it is."""
 
 import gc
+import json
 import logging
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,7 @@ from big_models import make_folders
 from pico_runs import FAST, LEARN, SCENES, SHAPES, TEXT, TOWER, vlm
 
 from configs.command import load_config
-from configs.errors import ConfigError
+from configs.errors import CheckpointError, ConfigError
 from data.build import build_training_data
 from train.model.meta_model import empty_model
 from train.model.prepare import prepare_model
@@ -253,6 +255,43 @@ def test_advice(pipeline: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture)
     ):
         assert words in told
     assert len(re.findall("note:", told)) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["model=compose", "stage=align"], "the vision tower starts at random and does not train"),
+        (["stage=sft"], "stage=sft is for a model that has learned before, but the decoder starts"),
+    ],
+)
+def test_what_starts_at_random_is_told(
+    given: list[str], told: str, pipeline: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the plan and in the run."""
+    if "model=compose" in given:
+        given = [*given, f"model.decoder.path={pipeline.text}"]
+    else:
+        given = [*given, *SHAPES, *TOWER]
+    run_of = [*FAST, *SCENES, *given, "optim.max_steps=1", f"output_dir={tmp_path}/run"]
+    assert told in plan(caplog, *run_of)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        start(load_config("train", [*run_of, "evaluation.generate=false"]))
+    assert told in caplog.text
+
+
+def test_a_plan_refuses_what_cannot_be_grafted(
+    pipeline: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "text"
+    shutil.copytree(pipeline.text, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"final_logit_softcapping": 30.0}))
+    with pytest.raises(CheckpointError, match=r"softcapping=30\.0 cannot be grafted on"):
+        plan(
+            caplog, *FAST, *SCENES, "model=compose", "stage=align", f"model.decoder.path={folder}",
+            f"output_dir={tmp_path}/run",
+        )  # fmt: skip
 
 
 def test_a_stream_is_planned_at_its_budgets(

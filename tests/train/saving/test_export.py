@@ -20,6 +20,7 @@ from train.measuring.held_out import prepare_held_out
 from train.model.load import load_vlm
 from train.model.parts import map_names
 from train.model.prepare import prepare_model
+from train.saving.card import model_card
 from train.saving.export import export_model
 
 FP32 = torch.float32
@@ -195,6 +196,22 @@ def test_weights_have_the_published_names(pipeline):
     assert prefixes == {"language_model", "multi_modal_projector", "vision_tower"}
     assert "language_model.model.embed_tokens.weight" in names
     assert not any("lm_head" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("language_field: lang", "files (my.jsonl), languages by its column `lang`"),
+        ("language: hi", "files (my.jsonl), in hi"),
+        ("weight: 2", "files (my.jsonl)\n"),
+    ],
+)
+def test_the_card_names_the_languages_of_the_rows(given, told):
+    """Not those of the rows that ship."""
+    source = f"+data.sources.mine={{kind: files, path: my.jsonl, {given}}}"
+    config = load_config("train", [source, "output_dir=x", "data.languages=[en,fr]"])
+    card = model_card(config, [], {})
+    assert f"- `mine`: {told}" in card and "- `scenes`: emoji_scenes, in en, fr" in card
 
 
 def test_the_card_tells_what_was_done(pipeline):
