@@ -42,6 +42,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WORST_LOSS = 5e-6  # nats; measured 4.8e-7, one step of float32
 WORST_NORM = 1e-5  # of the gradient's norm; measured 2.3e-7
 WORST_WEIGHT = 2e-6  # of weights up to 1; measured 2.6e-7
+WORST_FRESH = 1e-4  # where gradients are near 0 and AdamW's first steps are not; measured 1.5e-5
 # DeepSpeed computes in bfloat16 throughout, the others by autocast: measured 9.7e-4 nats, 8.5e-3 of
 # the norm of gradients, 8.1e-4 of that of all weights; without DeepSpeed 2.7e-4 nats, one weight.
 HALF_LOSS, HALF_NORM, HALF_WEIGHT = 5e-3, 0.03, 4e-3
@@ -181,7 +182,7 @@ def shown_to_ranks(mode: str, pipeline: Any, folder: Path) -> list[list[bool]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", sorted({*MODES} - {"fresh"}))
 def test_at_some_steps_one_rank_alone_has_pictures(mode, pipeline, tmp_path):
     """What makes the runs below worth running."""
     micro_batches = shown_to_ranks(mode, pipeline, tmp_path)
@@ -235,8 +236,9 @@ def test_the_export_is_whole(engine, mode, root):
         size = torch.stack([value.float().norm() for value in alone.values()])
         assert float(apart.norm() / size.norm()) < HALF_WEIGHT
     else:
+        worst = WORST_FRESH if mode == "fresh" else WORST_WEIGHT
         for name, value in ours.items():
-            torch.testing.assert_close(value, alone[name], rtol=0, atol=WORST_WEIGHT)
+            torch.testing.assert_close(value, alone[name], rtol=0, atol=worst)
     model, info = AutoModelForImageTextToText.from_pretrained(two, output_loading_info=True)
     assert not any(info.values()), info
     assert type(model).__name__ == model.config.architectures[0]
@@ -287,8 +289,9 @@ def test_one_process_goes_on_from_what_fsdp2_saved(mode, root, pipeline, tmp_pat
     alone = run(*overrides_of(mode, pipeline), "engine=single", f"output_dir={tmp_path}")
     assert losses(alone) == pytest.approx(losses(root / f"single-{mode}"), abs=WORST_LOSS)
     ours, theirs = (weights(folder / "export") for folder in (alone, root / f"single-{mode}"))
+    worst = WORST_FRESH if mode == "fresh" else WORST_WEIGHT
     for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], rtol=0, atol=WORST_WEIGHT)
+        torch.testing.assert_close(value, theirs[name], rtol=0, atol=worst)
 
 
 @pytest.mark.slow
