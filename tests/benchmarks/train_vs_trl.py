@@ -93,7 +93,7 @@ SIZES = {
     # Tiles of 140 pixels (25 image tokens) and few of them, for a quick look.
     "tiny": Size(decoder(64, 128, 4, 4, 2), tower(64, 128, 2, 2, 140), 2048, 4, 600, 960, 8, 1000),
     "pico": Size(decoder(128, 352, 4, 4, 2), tower(96, 256, 3, 3), 8192, 12, 1600, 48, 8, 12288),
-    "mid": Size(decoder(384, 1024, 8, 6, 2), tower(192, 512, 6, 3), 32768, 12, 1600, 16, 4, 6144),
+    "mid": Size(decoder(384, 1024, 8, 6, 2), tower(192, 512, 6, 3), 32768, 12, 1600, 32, 8, 12288),
     "8b": Size(decoder(4096, 14336, 32, 32, 8), tower(1152, 4304, 27, 16), 256_000, 12, 1600, 258,
                6, 8192, dtype="bfloat16"),
 }  # fmt: skip
