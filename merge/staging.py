@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from configs.errors import ConfigError
+from train.saving.disk import flush
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,9 @@ def staged_folder(out: Path, num_bytes: int) -> Iterator[Path]:
     staged.mkdir()
     try:
         yield staged
-        _flush_folder(staged)
+        flush(staged)
         staged.rename(out)
-        _flush_folder(out.parent)
+        flush(out.parent)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
@@ -66,7 +67,7 @@ def copy_companions(source: Path, target: Path) -> tuple[list[str], list[str]]:
             (target / path.name).mkdir()
             inner = copy_companions(path, target / path.name)
             copied += [f"{path.name}/{name}" for name in inner[0]]
-            _flush_folder(target / path.name)
+            flush(target / path.name)
         elif path.is_file() and _is_companion(path.name):
             _copy_file(path, target / path.name)
             copied.append(path.name)
@@ -125,12 +126,3 @@ def _check_space(out: Path, num_bytes: int) -> None:
             f"out={out} needs {needed / 1e9:.2f} GB, but {out.parent} has {free / 1e9:.2f} GB free"
             + hint
         )
-
-
-def _flush_folder(folder: Path) -> None:
-    """Forces a folder's entries to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

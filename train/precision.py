@@ -1,5 +1,7 @@
 """In what a model computes."""
 
+import torch
+
 from configs.schema import Dtype, TrainConfig
 
 
@@ -9,3 +11,8 @@ def computes_in_bf16(config: TrainConfig) -> bool:
     What trains is held in float32 (train/model/what_trains.py), beside half precision or not.
     """
     return config.engine.bf16 or config.model.dtype is not Dtype.float32
+
+
+def compute_dtype(config: TrainConfig) -> torch.dtype:
+    """Return the dtype in which forward and backward run."""
+    return torch.bfloat16 if computes_in_bf16(config) else torch.float32

@@ -24,7 +24,7 @@ from train.model.what_trains import PartRow, format_table
 from train.planning.advice import fresh_parts
 from train.planning.flops import flop_shape, peak_flops
 from train.planning.plan import log_data
-from train.precision import computes_in_bf16
+from train.precision import compute_dtype
 from train.process import cores_of_all, set_up_process
 from train.ranks import device_of_rank, num_ranks, rank
 from train.saving.best import Best
@@ -203,8 +203,7 @@ def build_trainer(
     if config.engine.kind is EngineKind.fsdp2:
         fsdp.shard(model, arguments.device)
     elif config.engine.kind is EngineKind.zero3:
-        half = torch.bfloat16 if computes_in_bf16(config) else torch.float32
-        zero3.share_out(model, arguments.device, half)
+        zero3.share_out(model, arguments.device, compute_dtype(config))
     return GraftTrainer(
         model,
         arguments,

@@ -22,6 +22,7 @@ from configs.schema import Attention
 
 log = logging.getLogger(__name__)
 FLASH = (Attention.flash_attention_2, Attention.flash_attention_3)
+FLASH_NAMES = tuple(attention.value for attention in FLASH)  # as configs have them
 MOST_HEAD_DIM = 256  # of FlashAttention
 HOPPER = (9, 0)
 LENGTHS = "_sample_lengths"  # where a tensor of positions keeps what was read of it
@@ -117,8 +118,7 @@ def boundaries(model: Any, position_ids: torch.Tensor | None) -> dict[str, Any]:
         position_ids: [1, T], from 0 again at every sample.
     """
     text_config = model.config.get_text_config()
-    wanted = {attention.value for attention in FLASH}
-    if position_ids is None or text_config._attn_implementation not in wanted:
+    if position_ids is None or text_config._attn_implementation not in FLASH_NAMES:
         return {}
     (starts, _), (longest, _) = prepare_fa_kwargs_from_position_ids(position_ids)
     longest = int(longest)

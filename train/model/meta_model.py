@@ -32,7 +32,7 @@ from train.model.loss import add_token_losses
 from train.model.quantize import quantize
 from train.model.vision_tower import SHARED_KEYS
 from train.model.what_trains import PartRow, hold_in_float32, set_what_trains
-from train.precision import computes_in_bf16
+from train.precision import compute_dtype, computes_in_bf16
 
 META = torch.device("meta")
 
@@ -53,13 +53,12 @@ def empty_model(
         add_token_losses(model)
         if config.adapter.quantization is Quantization.nf4:
             decoder = getattr(model.model, "language_model", model.model)
-            dtype = torch.bfloat16 if computes_in_bf16(config) else torch.float32
-            quantize(decoder, device=device, compute_dtype=dtype)
+            quantize(decoder, device=device, compute_dtype=compute_dtype(config))
         # Here as well: PEFT makes adapters on the device that is the default.
         model, table = set_what_trains(model, config.stage.parts, config.adapter)
     if config.engine.kind in DEEPSPEED:
         # It computes in one dtype over float32 copies of its own.
-        model = model.to(torch.bfloat16 if computes_in_bf16(config) else torch.float32)
+        model = model.to(compute_dtype(config))
     else:
         hold_in_float32(model, config.stage.parts)
     return model, table

@@ -3,15 +3,13 @@
 import logging
 from typing import Any
 
-import torch
-
 from configs.schema import DEEPSPEED, EngineKind, Quantization, TrainConfig
 from train.model.attention import set_attention
 from train.model.build import build_model
 from train.model.loss import add_token_losses, check_against_text_class
 from train.model.quantize import quantize, take_trained
 from train.model.what_trains import PartRow, hold_in_float32, set_what_trains
-from train.precision import computes_in_bf16
+from train.precision import compute_dtype, computes_in_bf16
 from train.ranks import device_of_rank, rank
 
 log = logging.getLogger(__name__)
@@ -40,7 +38,7 @@ def prepare_model(config: TrainConfig, processing_class: Any) -> tuple[Any, list
 def quantize_decoder(config: TrainConfig, model: Any) -> None:
     """Hold the decoder's linear layers in 4 bits, on the device of this process."""
     decoder = getattr(model.model, "language_model", model.model)
-    dtype = torch.bfloat16 if computes_in_bf16(config) else torch.float32
+    dtype = compute_dtype(config)
     num_layers = quantize(decoder, device=device_of_rank(), compute_dtype=dtype)
     log.info("%d linear layers of the decoder are held in 4 bits (nf4)", num_layers)
 

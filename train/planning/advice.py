@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from configs.schema import ModelKind, PartMode, TrainConfig
+from configs.schema import ModelConfig, ModelKind, PartMode, TrainConfig
 from train.planning.memory import gib, total_bytes
 from train.planning.packs_ahead import num_epochs
 from train.schedule import warmup_steps
@@ -38,17 +38,21 @@ def fresh_parts(config: TrainConfig) -> Iterator[str]:
     model, parts = config.model, config.stage.parts
     composed = model.kind is ModelKind.compose
     tower_is_fresh = composed and model.vision_tower.path is None
-    decoder_is_fresh = model.kind is not ModelKind.vlm and model.decoder.path is None
     if tower_is_fresh and parts.vision_tower.mode is not PartMode.full:
         yield (
             "the vision tower starts at random and does not train: give "
             "model.vision_tower.path=SIGLIP, or stage.parts.vision_tower.mode=full"
         )
-    if decoder_is_fresh and config.stage.name in PRETRAINED_STAGES:
+    if not _has_learned(model) and config.stage.name in PRETRAINED_STAGES:
         yield (
             f"stage={config.stage.name} is for a model that has learned before, but the decoder "
             "starts at random: give model=vlm model.path=..., or model.decoder.path=..."
         )
+
+
+def _has_learned(model: ModelConfig) -> bool:
+    """Whether the decoder is one that is loaded."""
+    return model.kind is ModelKind.vlm or model.decoder.path is not None
 
 
 def _fresh(plan: "Plan") -> Iterator[str]:
@@ -57,8 +61,7 @@ def _fresh(plan: "Plan") -> Iterator[str]:
 
 def _learning_rate(plan: "Plan") -> Iterator[str]:
     part, model = plan.config.stage.parts.decoder, plan.config.model
-    is_pretrained = model.kind is ModelKind.vlm or model.decoder.path is not None
-    if is_pretrained and part.mode is PartMode.full and part.learning_rate > FULL_RATE:
+    if _has_learned(model) and part.mode is PartMode.full and part.learning_rate > FULL_RATE:
         yield (
             f"stage.parts.decoder.learning_rate={part.learning_rate:g} for a decoder that trains "
             "in full: the paper's 1e-4 holds under muP, which is not used here; about 1e-5 is usual"
@@ -83,8 +86,7 @@ def _memory(plan: "Plan") -> Iterator[str]:
 
 def _batch(plan: "Plan") -> Iterator[str]:
     samples, model = plan.work.num_samples, plan.config.model
-    is_pretrained = model.kind is ModelKind.vlm or model.decoder.path is not None
-    if is_pretrained and samples is not None and samples < FEW_SAMPLES:
+    if _has_learned(model) and samples is not None and samples < FEW_SAMPLES:
         yield (
             f"a step holds {samples:.0f} samples, the paper's 128: raise data.packs_per_step "
             f"({plan.config.data.packs_per_step}), or lower the learning rates"

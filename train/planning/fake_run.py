@@ -15,13 +15,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from train.model.attention import FLASH
+from train.model.attention import FLASH_NAMES
 from train.model.empty_nf4 import empty_state, state_tensors
 from train.model.offload import stays
 from train.planning.live_bytes import LiveBytes
 from train.ranks import device_of_rank
-
-FLASH_NAMES = {attention.value for attention in FLASH}
 
 
 @dataclass(frozen=True)
