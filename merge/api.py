@@ -6,14 +6,12 @@ weight distance before torch is imported.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.errors import CheckpointError, ConfigError
-from merge.checkpoint import Checkpoint, read_checkpoint
-from merge.relatives import Difference, find_differences
-from merge.report import (
+from configs.errors import ConfigError
+from merge.matching.plan import MergePlan, plan_merge
+from merge.proof.report import (
     describe_changes,
     describe_inputs,
     describe_method,
@@ -23,8 +21,7 @@ from merge.report import (
     write_card,
     write_report,
 )
-from merge.staging import copy_companions, copy_index, staged_folder
-from merge.tensor_table import TensorPlan, build_table, check_roles
+from merge.writing.staging import copy_companions, copy_index, staged_folder
 
 
 def merge_checkpoints(
@@ -66,46 +63,6 @@ def merge_checkpoints(
     return report
 
 
-@dataclass(frozen=True)
-class MergePlan:
-    """What a merge will do; all is checked that can be without writing."""
-
-    vlm: Checkpoint
-    text: Checkpoint
-    table: list[TensorPlan]
-    relatives: dict[str, Any]
-    """How the two differ in settings and weights, for the report."""
-
-
-def plan_merge(vlm: Path, text: Path, *, force: bool = False) -> MergePlan:
-    """Reads headers and a few weights, and refuses what cannot be merged.
-
-    Args:
-        vlm: folder of the vision-language model.
-        text: folder of the text LM.
-        force: plan although the two look unrelated.
-
-    Raises CheckpointError for checkpoints that are broken, swapped, or (unless forced) strangers.
-    """
-    vlm_checkpoint, text_checkpoint = read_checkpoint(vlm, "vlm"), read_checkpoint(text, "text")
-    check_roles(vlm_checkpoint, text_checkpoint)
-    differences = find_differences(vlm_checkpoint.config, text_checkpoint.config)
-    if differences and not force:
-        raise CheckpointError(_explain_differences(differences))
-    table = build_table(vlm_checkpoint, text_checkpoint)
-    from merge.distance import check_distances, measure_distances  # imports torch
-
-    distances = measure_distances(table)
-    if not force:
-        check_distances(distances)
-    relatives = {
-        "force": force,
-        "differences": [str(difference) for difference in differences],
-        "weight_distances": distances,
-    }
-    return MergePlan(vlm_checkpoint, text_checkpoint, table, relatives)
-
-
 def check_arguments(vlm: Path, text: Path, out: Path, alpha: float) -> None:
     """Raises ConfigError for an alpha outside [0, 1] and for folders that coincide."""
     if not 0 <= alpha <= 1:
@@ -125,8 +82,8 @@ def _write(
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
     """Writes weights and companions into `staged`, proves them, and returns the report so far."""
-    from merge.methods import METHODS
-    from merge.writer import write_weights
+    from merge.recipe.methods import METHODS
+    from merge.writing.writer import write_weights
 
     vlm, text, table = plan.vlm, plan.text, plan.table
     copied, left_out = copy_companions(vlm.folder, staged)
@@ -134,7 +91,7 @@ def _write(
     num_changed = write_weights(table, vlm, staged, alpha=alpha, progress=progress)
     verified = None
     if verify:
-        from merge.verify import verify_merge
+        from merge.proof.verify import verify_merge
 
         verified = verify_merge(staged, vlm, text, table, alpha)
     return {
@@ -148,12 +105,3 @@ def _write(
         "files_left_out": left_out,
         "tensors": describe_tensors(table, num_changed),
     }
-
-
-def _explain_differences(differences: list[Difference]) -> str:
-    """The message for configs that do not belong together."""
-    told = "; ".join(str(difference) for difference in differences)
-    return (
-        f"the vlm's decoder and the text LM are different models ({len(differences)} settings): "
-        f"{told}. Give the text LM that the VLM was built from, or set force=true"
-    )

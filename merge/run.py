@@ -6,7 +6,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from configs.schema import MergeConfig
-from merge.api import check_arguments, merge_checkpoints, plan_merge
+from merge.api import check_arguments, merge_checkpoints
+from merge.matching.plan import plan_merge
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from configs.command import run_command
 
 def main() -> None:
     """Run with the command line's overrides."""
-    run_command("sweep", "merge.sweep_run:sweep")
+    run_command("sweep", "merge.sweeping.run:sweep")
 
 
 if __name__ == "__main__":

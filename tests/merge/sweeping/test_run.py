@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM
 
-import merge.sweep_run
+import merge.sweeping.run
 from configs.command import load_config
 from configs.errors import CheckpointError, ConfigError, DataError
 from data.processor import load_processor
 from data.render import Renderer
 from merge.api import merge_checkpoints
-from merge.choose import Choice, Point
-from merge.sweep_report import format_table, write_plot
-from merge.sweep_run import sweep
+from merge.sweeping.choose import Choice, Point
+from merge.sweeping.report import format_table, write_plot
+from merge.sweeping.run import sweep
 from train.evaluate_run import evaluate
 from train.measuring.held_out import prepare_held_out
 from train.model.load import load_text_lm
@@ -124,7 +124,7 @@ def test_alpha_0_is_the_text_lm(keep_image_row, pipeline, folder):
 
 def test_an_interrupted_sweep_keeps_its_points(pipeline, folder, tmp_path, monkeypatch):
     measured = []
-    inner = merge.sweep_run.AlphaDial.set
+    inner = merge.sweeping.run.AlphaDial.set
 
     def dying(self, alpha):
         measured.append(alpha)
@@ -133,7 +133,7 @@ def test_an_interrupted_sweep_keeps_its_points(pipeline, folder, tmp_path, monke
         inner(self, alpha)
 
     with monkeypatch.context() as patch:
-        patch.setattr(merge.sweep_run.AlphaDial, "set", dying)
+        patch.setattr(merge.sweeping.run.AlphaDial, "set", dying)
         with pytest.raises(KeyboardInterrupt):
             sweep(configure(pipeline, tmp_path / "out"))
     assert [path.name for path in (tmp_path / "out/points").iterdir()] == ["alpha-0.json"]
@@ -142,7 +142,7 @@ def test_an_interrupted_sweep_keeps_its_points(pipeline, folder, tmp_path, monke
         measured.append(alpha)
         inner(self, alpha)
 
-    monkeypatch.setattr(merge.sweep_run.AlphaDial, "set", counting)
+    monkeypatch.setattr(merge.sweeping.run.AlphaDial, "set", counting)
     sweep(configure(pipeline, tmp_path / "out"))
     assert measured == [0, 0.5, 0.5, 1]
     for name in ("sweep.json", "sweep.csv", "metrics.jsonl", "config.json"):
@@ -154,9 +154,9 @@ def test_more_alphas_are_added_to_a_sweep(pipeline, folder, tmp_path, monkeypatc
 
     shutil.copytree(folder, tmp_path / "out")
     measured = []
-    inner = merge.sweep_run.AlphaDial.set
+    inner = merge.sweeping.run.AlphaDial.set
     monkeypatch.setattr(
-        merge.sweep_run.AlphaDial, "set", lambda s, a: (measured.append(a), inner(s, a))
+        merge.sweeping.run.AlphaDial, "set", lambda s, a: (measured.append(a), inner(s, a))
     )
     sweep(configure(pipeline, tmp_path / "out", "alphas=[0,0.25,0.5,1]"))
     assert measured == [0.25]

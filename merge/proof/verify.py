@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from configs.errors import CheckpointError
-from merge.checkpoint import Checkpoint, StoredTensor, read_checkpoint, same_bytes
-from merge.tensor_table import TensorPlan
+from merge.matching.tensor_table import TensorPlan
+from merge.reading.checkpoint import Checkpoint, StoredTensor, read_checkpoint, same_bytes
 from train.model.parts import list_first
 
 Bits = np.ndarray[Any, np.dtype[Any]]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from configs.errors import CheckpointError
-from merge.checkpoint import Checkpoint, StoredTensor, same_bytes
-from merge.relatives import is_tied_by_config
+from merge.matching.relatives import is_tied_by_config
+from merge.reading.checkpoint import Checkpoint, StoredTensor, same_bytes
 from train.model.parts import (
     TEXT_MODEL_TYPES,
     VLM_MODEL_TYPES,

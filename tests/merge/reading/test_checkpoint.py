@@ -1,4 +1,4 @@
-"""merge.checkpoint: layouts read, damage refused."""
+"""merge.reading.checkpoint: layouts read, damage refused."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from merge_pico import load, save_pair
 from safetensors.torch import save_file
 
 from configs.errors import CheckpointError
-from merge.checkpoint import read_checkpoint
+from merge.reading.checkpoint import read_checkpoint
 
 INDEX = "model.safetensors.index.json"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from merge.choose import Point, choose_alpha, make_point
+from merge.sweeping.choose import Point, choose_alpha, make_point
 
 
 def point(alpha, text_nll, chrf=None, caption_nll=1.0):

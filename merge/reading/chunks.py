@@ -13,7 +13,7 @@ from types import TracebackType
 import torch
 
 from configs.errors import CheckpointError
-from merge.checkpoint import DTYPE_BYTES, StoredTensor
+from merge.reading.checkpoint import DTYPE_BYTES, StoredTensor
 
 # 256 Ki elements a chunk: 0.5 MiB of bf16 and 1 MiB of fp32 stay in the L2 cache.
 CHUNK_ELEMENTS = 1 << 18

@@ -8,8 +8,9 @@ import torch
 from merge_pico import DTYPES, Pair, edit, load, make_text, make_vlm, same_bits, save_pair
 from transformers import AutoModelForImageTextToText
 
-from merge.api import merge_checkpoints, plan_merge
-from merge.in_place import AlphaDial
+from merge.api import merge_checkpoints
+from merge.matching.plan import plan_merge
+from merge.sweeping.in_place import AlphaDial
 from train.model.parts import map_names
 
 

@@ -1,12 +1,12 @@
-"""merge.tensor_table: every tensor in one class, every misfit told."""
+"""merge.matching.tensor_table: every tensor in one class, every misfit told."""
 
 import pytest
 import torch
 from merge_pico import IMAGE_TOKEN, edit, edit_config
 
 from configs.errors import CheckpointError
-from merge.checkpoint import read_checkpoint
-from merge.tensor_table import build_table, check_roles
+from merge.matching.tensor_table import build_table, check_roles
+from merge.reading.checkpoint import read_checkpoint
 
 NORM = "model.norm.weight"
 EMBEDDING = "model.embed_tokens.weight"

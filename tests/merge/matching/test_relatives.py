@@ -1,11 +1,11 @@
-"""merge.relatives: configs of both file generations, and the defaults they leave out."""
+"""merge.matching.relatives: configs of both file generations, and the defaults they leave out."""
 
 import json
 
 import pytest
 from transformers import AutoConfig
 
-from merge.relatives import DEFAULTS, VLM_DEFAULTS, find_differences, is_tied_by_config
+from merge.matching.relatives import DEFAULTS, VLM_DEFAULTS, find_differences, is_tied_by_config
 from train.model.parts import TEXT_MODEL_TYPES, VLM_MODEL_TYPES
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from merge.checkpoint import StoredTensor
-from merge.tensor_table import TensorClass, TensorPlan
-from merge.writer import merge_values
+from merge.matching.tensor_table import TensorClass, TensorPlan
+from merge.reading.checkpoint import StoredTensor
+from merge.writing.writer import merge_values
 from train.model.parts import PartName, map_names
 
 

@@ -13,12 +13,12 @@ from configs.errors import CheckpointError, ConfigError, DataError
 from configs.schema import SweepConfig
 from data.processor import load_processor
 from data.render import Renderer
-from merge.api import plan_merge
-from merge.choose import Choice, Point, choose_alpha, make_point
-from merge.chunks import TORCH_DTYPES
-from merge.in_place import AlphaDial
-from merge.sweep_report import write_csv, write_markdown, write_plot
-from merge.tensor_table import TensorPlan
+from merge.matching.plan import plan_merge
+from merge.matching.tensor_table import TensorPlan
+from merge.reading.chunks import TORCH_DTYPES
+from merge.sweeping.choose import Choice, Point, choose_alpha, make_point
+from merge.sweeping.in_place import AlphaDial
+from merge.sweeping.report import write_csv, write_markdown, write_plot
 from train.measuring.evaluation import HeldOut, as_json, flat_metrics
 from train.measuring.held_out import prepare_held_out
 from train.model.load import load_vlm

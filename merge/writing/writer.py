@@ -11,11 +11,11 @@ from typing import BinaryIO
 import torch
 
 from configs.errors import CheckpointError
-from merge.checkpoint import Checkpoint, StoredTensor
-from merge.chunks import ChunkReader, is_finite, one_thread, split
-from merge.methods import METHODS
-from merge.staging import flush_to_disk
-from merge.tensor_table import TensorPlan
+from merge.matching.tensor_table import TensorPlan
+from merge.reading.checkpoint import Checkpoint, StoredTensor
+from merge.reading.chunks import ChunkReader, is_finite, one_thread, split
+from merge.recipe.methods import METHODS
+from merge.writing.staging import flush_to_disk
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes total) after every chunk."""

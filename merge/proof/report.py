@@ -7,10 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from merge.checkpoint import Checkpoint
-from merge.methods import MergeMethod
-from merge.staging import REPORT_FILE, flush_to_disk
-from merge.tensor_table import TensorPlan
+from merge.matching.tensor_table import TensorPlan
+from merge.reading.checkpoint import Checkpoint
+from merge.recipe.methods import MergeMethod
+from merge.writing.staging import REPORT_FILE, flush_to_disk
 from train.model.parts import PARTS
 
 VERSIONED = ("visiongraft", "torch", "numpy", "transformers")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from merge.choose import Choice, Point
+from merge.sweeping.choose import Choice, Point
 
 HEADINGS = {
     "alpha": "alpha",

@@ -1,4 +1,4 @@
-"""merge.staging: whole or not at all, companions, modes, space."""
+"""merge.writing.staging: whole or not at all, companions, modes, space."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ import pytest
 
 from configs.errors import ConfigError
 from merge.api import merge_checkpoints
-from merge.staging import copy_companions, staged_folder
+from merge.writing.staging import copy_companions, staged_folder
 
 KILLED = """
 import os, signal, sys

@@ -1,4 +1,4 @@
-"""merge.methods, merge.writer and merge.verify: values, refusals, memory."""
+"""merge.recipe.methods, merge.writing.writer and merge.proof.verify: values, refusals, memory."""
 
 import subprocess
 import sys
@@ -10,9 +10,9 @@ from merge_pico import edit
 
 from configs.errors import CheckpointError
 from merge.api import merge_checkpoints
-from merge.methods import METHODS, linear
-from merge.verify import naive_merge
-from merge.writer import count_different, merge_values
+from merge.proof.verify import naive_merge
+from merge.recipe.methods import METHODS, linear
+from merge.writing.writer import count_different, merge_values
 
 UP = "model.layers.0.mlp.up_proj.weight"
 
@@ -87,9 +87,9 @@ def test_overflow_of_a_narrower_output(copy_pair, tmp_path):
 
 
 def test_verify_finds_a_wrong_bit(bf16_pair, tmp_path):
-    from merge.checkpoint import read_checkpoint
-    from merge.tensor_table import build_table
-    from merge.verify import verify_merge
+    from merge.matching.tensor_table import build_table
+    from merge.proof.verify import verify_merge
+    from merge.reading.checkpoint import read_checkpoint
 
     vlm, text = read_checkpoint(bf16_pair.vlm, "vlm"), read_checkpoint(bf16_pair.text, "text")
     table = build_table(vlm, text)
@@ -118,7 +118,7 @@ import resource, sys, torch
 from pathlib import Path
 from safetensors.torch import load_file, save_file
 from merge.api import merge_checkpoints
-import merge.writer, merge.distance
+import merge.writing.writer, merge.matching.distance
 folder = Path(sys.argv[1])
 def private():
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
