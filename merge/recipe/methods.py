@@ -1,18 +1,60 @@
-"""Merge methods: tensors in, tensor out. No IO, no config, no casting.
+"""Merge methods: float32 tensors in, float32 tensor out. No IO, no config, no casting.
 
-The end points are not computed: at alpha 0 and 1 the caller copies bytes, because arithmetic
-spreads Inf and NaN and can flip the sign of zero.
+A method works on one stretch of a tensor at a time, so that memory stays bounded whatever the size
+of the tensor; what it must know of the whole tensor first (a norm, a threshold), its `prepare`
+finds by going over the stretches. Where a method would only give an input back, its `copies` says
+so, and the caller copies bytes: arithmetic spreads Inf and NaN and can flip the sign of zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Source = Literal["text", "vlm"]
+
+
+@dataclass
+class Values:
+    """One stretch of a tensor from every input: float32, flat, all of one length.
+
+    A method may overwrite these tensors.
+    """
+
+    text: Tensor
+    vlm: Tensor
+    base: Tensor
+    """What `text` and `vlm` were both trained from; the text LM itself where there is no third."""
+    tensor: str = ""
+    """Canonical name of the tensor, for what is drawn at random by tensor."""
+    start: int = 0
+    """Place of the first element in the whole tensor, in elements."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one tensor is merged."""
+
+    alpha: float = 0.4
+    """Share of the VLM, or the weight of its task vector `vlm - base`."""
+    text_weight: float = 1.0
+    """Weight of the text LM's task vector `text - base`."""
+    density: float = 1.0
+    """Share of each task vector that is kept, in (0, 1]."""
+    normalize: bool = False
+    """Divide by the sum of the weights that act on an element."""
+    seed: int = 0
+    has_base: bool = False
+    """Whether `base` is a third model; else it is the text LM and its task vector is zero."""
+
+
+Stretches = Callable[[], Iterable[Values]]
+"""Called once for every pass over the stretches of one tensor, in order."""
 
 
 @dataclass(frozen=True)
@@ -22,26 +64,32 @@ class MergeMethod:
     name: str
     formula: str
     url: str
-    merge: Callable[[Tensor, Tensor, float], Tensor]
+    merge: Callable[[Values, Settings, Any], Tensor]
+    """(one stretch, settings, what `prepare` found) to its merged values."""
+    copies: Callable[[Settings], Source | None]
+    """The input whose bytes are the result, or None where there is something to compute."""
+    prepare: Callable[[Stretches, Settings, int], Any] | None = None
+    """(stretches, settings, number of elements they hold) to what `merge` needs to know."""
+    uses: frozenset[str] = frozenset({"alpha"})
+    """Names of the settings it reads; others that the user gives are refused."""
+    takes_base: bool = False
 
 
-def linear(text: Tensor, vlm: Tensor, alpha: float) -> Tensor:
+def linear(values: Values, settings: Settings, _: None = None) -> Tensor:
     """Linear interpolation from the text LM to the VLM, as in Aya Vision (arXiv 2505.08751).
 
-    Three separate fp32 operations, each rounded: `torch.lerp`, `addcmul` and `add(alpha=)` may
-    fuse two of them and then differ between CPUs in up to 2.8e-4 of the elements (measured).
-
-    Args:
-        text: values of the text LM, float32, any shape.
-        vlm: values of the VLM, float32, same shape.
-        alpha: the VLM's share, strictly between 0 and 1.
-
-    Returns:
-        `text + alpha * (vlm - text)`, float32, same shape, newly allocated.
+    `text + alpha * (vlm - text)` in three separate fp32 operations, each rounded: `torch.lerp`,
+    `addcmul` and `add(alpha=)` may fuse two of them and then differ between CPUs in up to 2.8e-4
+    of the elements (measured). Overwrites `values.vlm` with the result.
     """
-    delta = vlm.sub(text)
-    delta.mul_(alpha)
-    return delta.add_(text)
+    return values.vlm.sub_(values.text).mul_(settings.alpha).add_(values.text)
+
+
+def end_points(settings: Settings) -> Source | None:
+    """At alpha 0 an interpolation is the text LM, at alpha 1 the VLM."""
+    if settings.alpha == 0:
+        return "text"
+    return "vlm" if settings.alpha == 1 else None
 
 
 METHODS: Mapping[str, MergeMethod] = MappingProxyType(
@@ -51,6 +99,7 @@ METHODS: Mapping[str, MergeMethod] = MappingProxyType(
             formula="text + alpha * (vlm - text)",
             url="https://arxiv.org/abs/2505.08751",
             merge=linear,
+            copies=end_points,
         )
     }
 )

@@ -10,7 +10,8 @@ from safetensors import safe_open
 
 from merge.matching.tensor_table import TensorClass, TensorPlan
 from merge.reading.checkpoint import StoredTensor
-from merge.writing.writer import merge_values
+from merge.recipe.apply import merge_whole
+from merge.recipe.recipe import Recipe
 from train.model.parts import PartName, map_names
 
 
@@ -25,6 +26,7 @@ class AlphaDial:
             table: what `build_table` made of the VLM and text folders.
         """
         places = map_names(model.config.model_type, dict(model.named_parameters()))
+        self._table = table
         live = {place: name for name, place in places.items()}
         parameters = dict(model.named_parameters())
         self._pairs = [
@@ -34,14 +36,13 @@ class AlphaDial:
         ]
 
     @torch.no_grad()
-    def set(self, alpha: float) -> None:
-        """Set the decoder to `text + alpha * (vlm - text)`, rows that only the VLM has excepted."""
+    def set(self, recipe: Recipe) -> None:
+        """Set the decoder to what a recipe makes of the originals, with their stored dtype."""
+        settings = recipe.for_tensors(self._table)
         for parameter, plan, text, vlm in self._pairs:
-            mixed = vlm.clone()
-            rows = len(text)
-            mixed[:rows] = merge_values(text, vlm[:rows], alpha)
-            for start, stop in plan.vlm_rows:
-                mixed[start:stop] = vlm[start:stop]
+            mixed = merge_whole(
+                plan, recipe.method, settings[plan.name], text=text, vlm=vlm, dtype=vlm.dtype
+            )
             parameter.copy_(mixed)
 
 

@@ -16,6 +16,7 @@ from data.render import Renderer
 from merge.matching.plan import plan_merge
 from merge.matching.tensor_table import TensorPlan
 from merge.reading.chunks import TORCH_DTYPES
+from merge.recipe.recipe import make_recipe
 from merge.sweeping.choose import Choice, Point, choose_alpha, make_point
 from merge.sweeping.in_place import AlphaDial
 from merge.sweeping.report import write_csv, write_markdown, write_plot
@@ -106,7 +107,7 @@ def _measure(
     path = out / "points" / f"alpha-{str(alpha).removesuffix('.0')}.json"
     if path.is_file():
         return Point(**json.loads(path.read_text(encoding="utf-8"))["point"])
-    dial.set(alpha)
+    dial.set(make_recipe(alpha=alpha))
     results = held_out.measure(model, generate=generate)
     means = {name: result.metrics() for name, result in results.items()}
     point = make_point(alpha, means, captions)

@@ -4,7 +4,7 @@ Every output file has the VLM's header, byte for byte: same names, dtypes, order
 Where the output folder comes from and goes to is `staging`'s job.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +14,8 @@ from configs.errors import CheckpointError
 from merge.matching.tensor_table import TensorPlan
 from merge.reading.checkpoint import Checkpoint, StoredTensor
 from merge.reading.chunks import ChunkReader, is_finite, one_thread, split
-from merge.recipe.methods import METHODS
+from merge.recipe.apply import segments
+from merge.recipe.methods import METHODS, Settings, Values
 from merge.writing.staging import flush_to_disk
 
 Progress = Callable[[int, int], None]
@@ -121,21 +122,9 @@ def merge_values(text: torch.Tensor, vlm: torch.Tensor, alpha: float) -> torch.T
         return text.to(vlm.dtype)
     if alpha == 1:
         return vlm
-    return METHODS["linear"].merge(text.float(), vlm.float(), alpha).to(vlm.dtype)
-
-
-def segments(plan: TensorPlan) -> Iterator[tuple[int, int, bool]]:
-    """(first element, end, whether merged) stretches that cover the tensor in order."""
-    if plan.text is None:
-        yield 0, plan.vlm.num_elements, False
-        return
-    width = plan.vlm.row_elements
-    position = 0
-    for start, stop in plan.vlm_rows:
-        yield position, start * width, True
-        yield start * width, stop * width, False
-        position = stop * width
-    yield position, plan.vlm.num_elements, True
+    text32, vlm32 = text.float(), vlm.to(torch.float32, copy=True)
+    values = Values(text=text32, vlm=vlm32, base=text32)
+    return METHODS["linear"].merge(values, Settings(alpha=alpha), None).to(vlm.dtype)
 
 
 def count_different(first: torch.Tensor, second: torch.Tensor) -> int:

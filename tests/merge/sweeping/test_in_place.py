@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText
 
 from merge.api import merge_checkpoints
 from merge.matching.plan import plan_merge
+from merge.recipe.recipe import make_recipe
 from merge.sweeping.in_place import AlphaDial
 from train.model.parts import map_names
 
@@ -37,7 +38,7 @@ def assert_holds(model: Any, folder: Path) -> None:
 def test_equals_the_checkpoint(alpha, pair, tmp_path):
     merge_checkpoints(vlm=pair.vlm, text=pair.text, out=tmp_path / "out", alpha=alpha)
     model, dial = dial_of(pair)
-    dial.set(alpha)
+    dial.set(make_recipe(alpha=alpha))
     assert_holds(model, tmp_path / "out")
 
 
@@ -46,16 +47,16 @@ def test_moved_back_and_forth_without_drift(bf16_pair, tmp_path):
     model, dial = dial_of(bf16_pair)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for alpha in (0.5, 0, 1, 0.3, 0.7, 0.1, 0.9, 0, 0.4):
-        dial.set(alpha)
+        dial.set(make_recipe(alpha=alpha))
     merge_checkpoints(vlm=bf16_pair.vlm, text=bf16_pair.text, out=tmp_path / "out", alpha=0.4)
     assert_holds(model, tmp_path / "out")
-    dial.set(1)
+    dial.set(make_recipe(alpha=1))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_the_tied_head_follows(bf16_pair):
     model, dial = dial_of(bf16_pair)
-    dial.set(0.5)
+    dial.set(make_recipe(alpha=0.5))
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
@@ -69,7 +70,7 @@ def test_an_untied_head_moves_too(tmp_path):
     pair = Pair(tmp_path / "vlm", tmp_path / "text")
     merge_checkpoints(vlm=pair.vlm, text=pair.text, out=tmp_path / "out", alpha=0.5)
     model, dial = dial_of(pair)
-    dial.set(0.5)
+    dial.set(make_recipe(alpha=0.5))
     assert_holds(model, tmp_path / "out")
 
 
@@ -88,7 +89,7 @@ def test_a_taller_vlm_keeps_its_rows(copy_pair, tmp_path):
         out = tmp_path / f"out{alpha}"
         merge_checkpoints(vlm=copy_pair.vlm, text=copy_pair.text, out=out, alpha=alpha)
         model, dial = dial_of(copy_pair)
-        dial.set(alpha)
+        dial.set(make_recipe(alpha=alpha))
         assert_holds(model, out)
         assert torch.equal(model.get_input_embeddings().weight[64:], extra)
 
@@ -97,7 +98,7 @@ def test_a_float32_text_lm_under_a_bfloat16_vlm(copy_pair, tmp_path):
     edit(copy_pair.text, lambda tensors: {k: v.float() * 1.001 for k, v in tensors.items()})
     merge_checkpoints(vlm=copy_pair.vlm, text=copy_pair.text, out=tmp_path / "out", alpha=0.4)
     model, dial = dial_of(copy_pair)
-    dial.set(0.4)
+    dial.set(make_recipe(alpha=0.4))
     assert_holds(model, tmp_path / "out")
 
 
@@ -106,14 +107,14 @@ def test_shards(tmp_path):
     assert len(list(pair.vlm.glob("*.safetensors"))) > 3
     merge_checkpoints(vlm=pair.vlm, text=pair.text, out=tmp_path / "out", alpha=0.4)
     model, dial = dial_of(pair)
-    dial.set(0.4)
+    dial.set(make_recipe(alpha=0.4))
     assert_holds(model, tmp_path / "out")
 
 
 def test_nothing_but_the_decoder_moves(bf16_pair):
     model, dial = dial_of(bf16_pair)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    dial.set(0.5)
+    dial.set(make_recipe(alpha=0.5))
     moved = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
     assert moved and all("language_model" in n or n == "lm_head.weight" for n in moved)
     assert {n for n in before if "language_model" in n} <= moved

@@ -11,7 +11,6 @@ from merge_pico import edit
 from configs.errors import CheckpointError
 from merge.api import merge_checkpoints
 from merge.proof.verify import naive_merge
-from merge.recipe.methods import METHODS, linear
 from merge.writing.writer import count_different, merge_values
 
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -27,16 +26,6 @@ def poison(name, value, part=slice(0, 1)):
         return tensors
 
     return change
-
-
-def test_linear_is_three_rounded_operations():
-    torch.manual_seed(0)
-    text, vlm = torch.randn(100_000), torch.randn(100_000)
-    before = text.clone(), vlm.clone()
-    expected = text.numpy() + np.float32(0.4) * (vlm.numpy() - text.numpy())
-    assert torch.equal(linear(text, vlm, 0.4), torch.from_numpy(expected))
-    assert torch.equal(text, before[0]) and torch.equal(vlm, before[1])
-    assert all(method.name == key for key, method in METHODS.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
