@@ -16,7 +16,6 @@ from configs.schema import (
     DataConfig,
     Dtype,
     EngineKind,
-    MergeConfig,
     ModelConfig,
     ModelKind,
     NonFinite,
@@ -29,7 +28,7 @@ from configs.schema import (
 )
 
 # Whole numbers that make no sense below this; everything else that counts must be positive.
-MINIMUM = {"num_workers": 0, "warmup_steps": 0, "seed": 0, "max_number": 10}
+MINIMUM = {"num_workers": 0, "warmup_steps": 0, "seed": 0, "drop_seed": 0, "max_number": 10}
 MAXIMUM = {"max_number": 9999}  # what data.number_words has words for
 SHARES = ("max_bad_ratio", "min_lr_ratio")
 SHARES_BELOW_ONE = ("lora_dropout", "adam_beta1", "adam_beta2")
@@ -50,7 +49,14 @@ POSITIVE = (
     "peak_tflops",
     "device_memory_gib",
 )
-REAL = (*SHARES, *SHARES_BELOW_ONE, *AT_LEAST_ZERO, *POSITIVE)  # whole when they are written so
+BY_METHOD = ("alpha", "text_weight", "density")  # merge.recipe knows what a method can take
+REAL = (
+    *SHARES,
+    *SHARES_BELOW_ONE,
+    *AT_LEAST_ZERO,
+    *POSITIVE,
+    *BY_METHOD,
+)  # whole when they are written so
 
 
 def check_rules(config: Any) -> None:
@@ -62,8 +68,6 @@ def check_rules(config: Any) -> None:
         problems += _stage_rules(config)
         problems += _engine_rules(config)
         problems += _best_rules(config)
-    if isinstance(config, MergeConfig):
-        problems += _alpha_rule("alpha", config.alpha)
     if isinstance(config, SweepConfig):
         problems += [line for alpha in config.alphas for line in _alpha_rule("alphas", alpha)]
         if not config.alphas:

@@ -6,6 +6,7 @@ a choice is an `Enum`. Nothing here imports torch.
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -98,6 +99,26 @@ class EngineKind(Enum):
 
 
 DEEPSPEED = (EngineKind.zero2, EngineKind.zero3)
+
+
+class MergeMethod(Enum):
+    """How two decoders become one; formulas and sources are in merge/recipe/."""
+
+    linear = "linear"  # text + alpha * (vlm - text)
+    slerp = "slerp"  # along the great circle between the two
+    task_arithmetic = "task_arithmetic"  # weighted sum of both task vectors, on a base
+    ties = "ties"  # task vectors trimmed, one sign elected an element
+    dare = "dare"  # task vectors thinned out at random, the rest scaled up
+    dare_ties = "dare_ties"  # both
+
+
+class OutputDtype(Enum):
+    """The dtype of the weights that are written."""
+
+    same = "same"  # each tensor as in the VLM
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
 
 
 # --------------------------------------------------------------------------------- model
@@ -374,15 +395,46 @@ class TrainConfig:
 
 
 @dataclass
-class MergeConfig:
+class AlphaConfig:
+    """The VLM's share in each tensor of the decoder."""
+
+    # A number in [0, 1]; numbers spread over the depth, first layer to last ([0.8, 0.2]); or
+    # [depth, alpha] points ([[0, 0.8], [0.5, 0.6], [1, 0]]). The paper's is 0.4 (arXiv 2505.08751)
+    alpha: Any = 0.4
+    # The same for kinds of modules (embeddings, attention, mlp, norms, head) and for regular
+    # expressions on names such as model.layers.0.mlp.up_proj.weight; the last that fits decides
+    alpha_overrides: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class MethodConfig:
+    """How the two decoders are merged. What a method does not read must stay null."""
+
+    method: MergeMethod = MergeMethod.linear
+    base: str | None = None  # folder of a third model that both decoders were trained from
+    text_weight: float | None = None  # of the text LM's task vector text - base; null: 1
+    density: float | None = None  # share of each task vector that is kept, in (0, 1]
+    normalize: bool | None = None  # divide by the weights that act on an element; null: false
+    drop_seed: int | None = None  # of what is dropped at random; null: 0
+    extrapolate: bool = False  # allow alphas outside [0, 1]
+
+
+@dataclass
+class MergeConfig(AlphaConfig, MethodConfig):
     """`python -m merge`"""
 
     vlm: str = MISSING  # folder of the vision-tuned model
     text: str = MISSING  # folder of the text LM it was grafted on
     out: str = MISSING  # folder to write; must not exist or be empty
-    alpha: float = 0.4  # share of the VLM in [0, 1]; 0.4 is the paper's choice (arXiv 2505.08751)
+    # Folder of a LoRA adapter trained on `vlm` (a checkpoint of a run, or the adapter/ of its
+    # export): folded in on the way, no tuned model is written
+    adapter: str | None = None
+    dtype: OutputDtype = OutputDtype.same
     force: bool = False  # merge although the two do not look related
-    verify: bool = True  # reload the result and compare it with what was asked
+    allow_nonfinite: bool = False  # merge although an input holds NaN or Inf
+    verify: bool = True  # read the result back and compare it with what was asked
+    verify_logits: bool = True  # also load it, and compare logits, where memory allows
+    num_threads: int | None = None  # that read, compute and write; null: one a core, at most 8
     dry_run: bool = False  # check everything, print the plan, write nothing
 
 

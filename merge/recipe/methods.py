@@ -48,7 +48,8 @@ class Settings:
     """Share of each task vector that is kept, in (0, 1]."""
     normalize: bool = False
     """Divide by the sum of the weights that act on an element."""
-    seed: int = 0
+    drop_seed: int = 0
+    """Of what is dropped at random."""
     has_base: bool = False
     """Whether `base` is a third model; else it is the text LM and its task vector is zero."""
 

@@ -156,12 +156,6 @@ def test_a_stage_in_which_nothing_trains() -> None:
     assert refused("train", *frozen) == "stage.parts: every part is frozen, so nothing would train"
 
 
-@pytest.mark.parametrize("alpha", ["-0.1", "1.01", "nan", "inf"])
-def test_alpha_is_a_share(alpha: str) -> None:
-    expected = "it is the share of the VLM, between 0 and 1"
-    assert expected in refused("merge", *MERGE, f"alpha={alpha}")
-
-
 def test_every_alpha_of_a_sweep_is_a_share() -> None:
     message = refused("sweep", *MERGE, "alphas=[0,-0.1,nan,1.01]")
     assert [line.split(", but")[0].strip() for line in message.splitlines()] == [

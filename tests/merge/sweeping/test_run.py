@@ -126,11 +126,11 @@ def test_an_interrupted_sweep_keeps_its_points(pipeline, folder, tmp_path, monke
     measured = []
     inner = merge.sweeping.run.AlphaDial.set
 
-    def dying(self, alpha):
-        measured.append(alpha)
+    def dying(self, recipe):
+        measured.append(recipe.alpha.number)
         if len(measured) == 2:
             raise KeyboardInterrupt
-        inner(self, alpha)
+        inner(self, recipe)
 
     with monkeypatch.context() as patch:
         patch.setattr(merge.sweeping.run.AlphaDial, "set", dying)
@@ -138,9 +138,9 @@ def test_an_interrupted_sweep_keeps_its_points(pipeline, folder, tmp_path, monke
             sweep(configure(pipeline, tmp_path / "out"))
     assert [path.name for path in (tmp_path / "out/points").iterdir()] == ["alpha-0.json"]
 
-    def counting(self, alpha):
-        measured.append(alpha)
-        inner(self, alpha)
+    def counting(self, recipe):
+        measured.append(recipe.alpha.number)
+        inner(self, recipe)
 
     monkeypatch.setattr(merge.sweeping.run.AlphaDial, "set", counting)
     sweep(configure(pipeline, tmp_path / "out"))
@@ -156,7 +156,9 @@ def test_more_alphas_are_added_to_a_sweep(pipeline, folder, tmp_path, monkeypatc
     measured = []
     inner = merge.sweeping.run.AlphaDial.set
     monkeypatch.setattr(
-        merge.sweeping.run.AlphaDial, "set", lambda s, a: (measured.append(a), inner(s, a))
+        merge.sweeping.run.AlphaDial,
+        "set",
+        lambda s, r: (measured.append(r.alpha.number), inner(s, r)),
     )
     sweep(configure(pipeline, tmp_path / "out", "alphas=[0,0.25,0.5,1]"))
     assert measured == [0.25]
