@@ -145,7 +145,7 @@ def _label_points(figure: Any, axes: Any, outcome: Outcome) -> None:
         point.name: axes.transData.transform((point.text_nll - base.text_nll, _score(point)))
         for point in outcome.points
     }
-    half = {name: MARKER_PIXELS for name in places} | {outcome.choice.name: RING_PIXELS}
+    half = dict.fromkeys(places, MARKER_PIXELS) | {outcome.choice.name: RING_PIXELS}
     taken = [(x - half[n], y - half[n], x + half[n], y + half[n]) for n, (x, y) in places.items()]
     taken.append(axes.get_legend().get_window_extent(renderer).extents)
     for line in axes.lines:
