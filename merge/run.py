@@ -20,7 +20,7 @@ from merge.api import (
 from merge.matching.plan import measure_relatives
 
 log = logging.getLogger(__name__)
-TELL_EVERY = 0.2  # seconds between two looks of the progress bar
+TELL_EVERY, TELL_EVERY_IN_LOGS = 0.2, 10.0  # seconds between two looks of the progress bar
 
 
 def merge(config: MergeConfig) -> None:
@@ -81,6 +81,7 @@ class Bar:
 
     def __init__(self, what: str) -> None:
         self._what, self._last = what, 0.0
+        self._every = TELL_EVERY if sys.stderr.isatty() else TELL_EVERY_IN_LOGS
         self._bar: tqdm[None] | None = None
 
     def __enter__(self) -> "Bar":
@@ -95,7 +96,7 @@ class Bar:
         now = time.monotonic()
         if self._bar is None:  # nothing to show before the inputs are checked
             self._bar = tqdm(desc=self._what, total=total, unit="B", unit_scale=True)
-        if done == total or now - self._last >= TELL_EVERY:
+        if done == total or now - self._last >= self._every:
             self._last = now
             self._bar.update(done - self._bar.n)
 
