@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from adapter_pico import PROJECTOR, folded, on_disk, save_adapter
-from merge_pico import DTYPES, IMAGE_TOKEN, Pair, Tensors, load, same_bits, save_pair
+from merge_pico import DTYPES, IMAGE_TOKEN, Pair, load, same_bits, save_pair
 from safetensors.torch import load_file, save_file
 
 from configs.errors import CheckpointError
