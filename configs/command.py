@@ -35,6 +35,7 @@ from configs.schema import (
     MergeConfig,
     SweepConfig,
     TrainConfig,
+    VerifyMergeConfig,
 )
 from configs.strict import (
     MISSING_MARK,
@@ -47,6 +48,7 @@ CONFIG_DIR = Path(__file__).resolve().parent
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "merge": MergeConfig,
+    "verify_merge": VerifyMergeConfig,
     "sweep": SweepConfig,
     "evaluate": EvaluateConfig,
     "inspect": InspectConfig,

@@ -439,6 +439,18 @@ class MergeConfig(AlphaConfig, MethodConfig):
 
 
 @dataclass
+class VerifyMergeConfig:
+    """`python -m merge --verify DIR`"""
+
+    folder: str = MISSING  # that a merge has written
+    vlm: str | None = None  # where an input was moved to; null: where the report says
+    text: str | None = None
+    base: str | None = None
+    adapter: str | None = None
+    verify_logits: bool = True  # also load it, and compare logits, where memory allows
+
+
+@dataclass
 class SweepConfig(MethodConfig):
     """`python -m merge.sweep`, under torchrun too: its processes share out what is measured"""
 

@@ -1,46 +1,149 @@
 """The work of `python -m merge`."""
 
 import logging
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from configs.schema import MergeConfig
-from merge.api import check_arguments, merge_checkpoints
-from merge.matching.plan import plan_merge
+from configs.schema import MergeConfig, MethodConfig, VerifyMergeConfig
+from merge.api import (
+    Prepared,
+    check_folders,
+    merge_checkpoints,
+    prepare,
+    resolve,
+    verify_folder,
+)
+from merge.matching.plan import measure_relatives
 
 log = logging.getLogger(__name__)
+TELL_EVERY, TELL_EVERY_IN_LOGS = 0.2, 10.0  # seconds between two looks of the progress bar
 
 
 def merge(config: MergeConfig) -> None:
     """Write the merged checkpoint, showing progress."""
-    vlm, text, out = Path(config.vlm), Path(config.text), Path(config.out)
     if config.dry_run:
-        check_arguments(vlm.resolve(), text.resolve(), out.resolve(), config.alpha)
-        table = plan_merge(vlm, text, force=config.force).table
-        for kind in sorted({plan.tensor_class for plan in table}):
-            chosen = [plan for plan in table if plan.tensor_class is kind]
-            size = sum(plan.vlm.num_bytes for plan in chosen)
-            log.info("%-8s %5d tensors %14s bytes", kind, len(chosen), f"{size:,}")
-        log.info("dry_run=true: nothing was written")
+        _plan(config)
         return
-    bar: tqdm[None] | None = None
+    with Bar("merge") as bar:
+        report = merge_checkpoints(
+            vlm=config.vlm,
+            text=config.text,
+            out=config.out,
+            alpha=config.alpha,
+            recipe={"alpha_overrides": config.alpha_overrides, **recipe_arguments(config)},
+            base=config.base,
+            adapter=config.adapter,
+            dtype=config.dtype.value,
+            force=config.force,
+            allow_nonfinite=config.allow_nonfinite,
+            verify=config.verify,
+            verify_logits=config.verify_logits,
+            num_threads=config.num_threads,
+            progress=bar.show,
+            command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        )
+    _tell(report, config.out)
 
-    def show(done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None:  # nothing to show before the inputs are checked
-            bar = tqdm(desc="merge", total=total, unit="B", unit_scale=True, unit_divisor=1024)
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
 
-    report = merge_checkpoints(
-        vlm=vlm,
-        text=text,
-        out=out,
-        alpha=config.alpha,
-        force=config.force,
-        verify=config.verify,
-        progress=show,
+def verify(config: VerifyMergeConfig) -> None:
+    """Prove a merged folder again, every element of it."""
+    found = verify_folder(
+        config.folder,
+        logits=config.verify_logits,
+        vlm=config.vlm,
+        text=config.text,
+        base=config.base,
+        adapter=config.adapter,
     )
-    log.info("merged at alpha %g into %s in %.1f s", config.alpha, out, report["seconds"])
+    for key, value in found.items():
+        log.info("%-36s %s", key, f"{value:,}" if type(value) is int else value)
+    log.info("%s is what its merge_report.json says", config.folder)
+
+
+def recipe_arguments(config: MethodConfig) -> dict[str, Any]:
+    """What a config says of the method, as `make_recipe` takes it."""
+    return {
+        "method": config.method.value,
+        "extrapolate": config.extrapolate,
+        "text_weight": config.text_weight,
+        "density": config.density,
+        "normalize": config.normalize,
+        "drop_seed": config.drop_seed,
+    }
+
+
+class Bar:
+    """A progress bar that appears with the first byte, with bytes a second and time to go."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._last = what, 0.0
+        self._every = TELL_EVERY if sys.stderr.isatty() else TELL_EVERY_IN_LOGS
+        self._bar: tqdm[None] | None = None
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, done: int, total: int) -> None:
+        """Draws the bar, not more often than is seen."""
+        now = time.monotonic()
+        if self._bar is None:  # nothing to show before the inputs are checked
+            self._bar = tqdm(desc=self._what, total=total, unit="B", unit_scale=True)
+        if done == total or now - self._last >= self._every:
+            self._last = now
+            self._bar.update(done - self._bar.n)
+
+
+def _plan(config: MergeConfig) -> None:
+    """Tell what would be done."""
+    folders = resolve(config.vlm, config.text, config.base, config.adapter)
+    check_folders(folders, Path(config.out).resolve())
+    arguments = {"alpha": config.alpha, "alpha_overrides": config.alpha_overrides}
+    ready = prepare(
+        folders,
+        arguments | recipe_arguments(config),
+        dtype=config.dtype.value,
+        force=config.force,
+    )
+    measure_relatives(ready.plan)
+    _tell_plan(ready)
+
+
+def _tell_plan(ready: Prepared) -> None:
+    table = ready.plan.table
+    for kind in sorted({plan.tensor_class for plan in table}):
+        chosen = [plan for plan in table if plan.tensor_class is kind]
+        size = sum(plan.vlm.num_bytes for plan in chosen)
+        log.info("%-8s %5d tensors %16s bytes", kind, len(chosen), f"{size:,}")
+    kept = {plan.name: plan.vlm_rows for plan in table if plan.vlm_rows}
+    for name, rows in kept.items():
+        told = ", ".join(f"{a}" if b == a + 1 else f"{a}-{b - 1}" for a, b in rows[:8])
+        more = f" and {len(rows) - 8} more ranges" if len(rows) > 8 else ""
+        log.info("rows of %s that stay the VLM's: %s%s", name, told, more)
+    log.info("%s at alpha %s", ready.recipe.method.formula, ready.recipe.alpha)
+    log.info("%s bytes in %d files", f"{ready.num_bytes:,}", len(ready.files))
+    log.info("dry_run=true: nothing was written")
+
+
+def _tell(report: dict[str, Any], out: str) -> None:
+    """What came of it, in a few lines."""
+    changes, rounding = report["changes"], report["rounding"].get("all", {})
+    log.info(
+        "merged at alpha %s into %s in %.1f s; %.1f%% of the decoder is not the text LM's",
+        report["alpha"], out, report["seconds"], 100 * changes["changed_ratio"],
+    )  # fmt: skip
+    kept, unchanged = rounding.get("kept_ratio"), rounding.get("unchanged_ratio")
+    if kept is not None and unchanged is not None:
+        log.info(
+            "rounding to the stored dtype kept %.1f%% of the intended change, and left %.1f%% of "
+            "the values where they were (dtype=float32 keeps all)", 100 * kept, 100 * unchanged,
+        )  # fmt: skip
+    if report["verified"]:
+        log.info("verified: %s", ", ".join(f"{k} {v}" for k, v in report["verified"].items()))

@@ -5,8 +5,8 @@ Looks at a few matrices only; settings are compared in `relatives`.
 
 from configs.errors import CheckpointError
 from merge.matching.tensor_table import EMBEDDING, TensorClass, TensorPlan
-from merge.reading.checkpoint import StoredTensor
-from merge.reading.chunks import CHUNK_ELEMENTS, ChunkReader, one_thread
+from merge.reading.checkpoint import CHUNK_ELEMENTS, StoredTensor
+from merge.reading.chunks import ChunkReader, one_thread
 
 NUM_MATRICES = 6
 # Independent weights of equal norm lie at sqrt(2); a fine-tuned decoder well below 1 of its start.

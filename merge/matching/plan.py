@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import CheckpointError
+from merge.matching.attach import attach_adapter, attach_base
 from merge.matching.relatives import Difference, find_differences
 from merge.matching.tensor_table import TensorPlan, build_table, check_roles
+from merge.reading.adapter import Adapter, read_adapter
 from merge.reading.checkpoint import Checkpoint, read_checkpoint
 
 
@@ -22,35 +24,71 @@ class MergePlan:
     table: list[TensorPlan]
     relatives: dict[str, Any]
     """How the two differ in settings and weights, for the report."""
+    base: Checkpoint | None = None
+    adapter: Adapter | None = None
 
 
-def plan_merge(vlm: Path, text: Path, *, force: bool = False) -> MergePlan:
+def plan_merge(
+    vlm: Path,
+    text: Path,
+    *,
+    base: Path | None = None,
+    adapter: Path | None = None,
+    force: bool = False,
+    measure: bool = True,
+) -> MergePlan:
     """Reads headers and a few weights, and refuses what cannot be merged.
 
     Args:
         vlm: folder of the vision-language model.
         text: folder of the text LM.
+        base: folder of a third model that both decoders were trained from.
+        adapter: folder of a LoRA adapter that was trained on `vlm`.
         force: plan although the two look unrelated.
+        measure: compare weights too, which imports torch; else `measure_relatives` does it later.
 
     Raises CheckpointError for checkpoints that are broken, swapped, or (unless forced) strangers.
     """
     vlm_checkpoint, text_checkpoint = read_checkpoint(vlm, "vlm"), read_checkpoint(text, "text")
-    check_roles(vlm_checkpoint, text_checkpoint)
-    differences = find_differences(vlm_checkpoint.config, text_checkpoint.config)
-    if differences and not force:
-        raise CheckpointError(_explain_differences(differences))
-    table = build_table(vlm_checkpoint, text_checkpoint)
-    from merge.matching.distance import check_distances, measure_distances  # imports torch
-
-    distances = measure_distances(table)
-    if not force:
-        check_distances(distances)
+    table, differences = _match(vlm_checkpoint, text_checkpoint, force)
+    base_checkpoint = adapter_checkpoint = None
+    if base is not None:
+        base_checkpoint = read_checkpoint(base, "base")
+        table = attach_base(table, _match(vlm_checkpoint, base_checkpoint, force)[0])
+    if adapter is not None:
+        adapter_checkpoint = read_adapter(adapter)
+        table = attach_adapter(table, vlm_checkpoint, adapter_checkpoint)
     relatives = {
         "force": force,
         "differences": [str(difference) for difference in differences],
-        "weight_distances": distances,
+        "weight_distances": {},
     }
-    return MergePlan(vlm_checkpoint, text_checkpoint, table, relatives)
+    plan = MergePlan(
+        vlm_checkpoint, text_checkpoint, table, relatives, base_checkpoint, adapter_checkpoint
+    )
+    if measure:
+        measure_relatives(plan)
+    return plan
+
+
+def measure_relatives(plan: MergePlan) -> None:
+    """Adds the weight distances to `plan.relatives`; raises CheckpointError for strangers."""
+    from merge.matching.distance import check_distances, measure_distances  # imports torch
+
+    plan.relatives["weight_distances"] = measure_distances(plan.table)
+    if not plan.relatives["force"]:
+        check_distances(plan.relatives["weight_distances"])
+
+
+def _match(
+    vlm: Checkpoint, text: Checkpoint, force: bool
+) -> tuple[list[TensorPlan], list[Difference]]:
+    """The table of a VLM and a text LM, and the settings in which they differ."""
+    check_roles(vlm, text)
+    differences = find_differences(vlm.config, text.config)
+    if differences and not force:
+        raise CheckpointError(_explain_differences(differences))
+    return build_table(vlm, text), differences
 
 
 def _explain_differences(differences: list[Difference]) -> str:

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from configs.errors import CheckpointError
 from merge.matching.relatives import is_tied_by_config
+from merge.reading.adapter import LowRank
 from merge.reading.checkpoint import Checkpoint, StoredTensor, same_bytes
 from train.model.parts import (
     TEXT_MODEL_TYPES,
@@ -33,6 +34,8 @@ class TensorClass(StrEnum):
     """Decoder tensor of both sides: the merge formula."""
     COPIED = "copied"
     """Vision tower or projector: the VLM's bytes."""
+    ADAPTED = "adapted"
+    """Vision tower or projector with what an adapter holds for it, in full."""
     TIED = "tied"
     """`lm_head` stored beside the embedding it is tied to: stays equal to the merged embedding."""
 
@@ -51,6 +54,17 @@ class TensorPlan:
     """None when copied."""
     vlm_rows: tuple[tuple[int, int], ...] = ()
     """Half-open row ranges, sorted and disjoint, that come from the VLM whatever alpha is."""
+    base: StoredTensor | None = None
+    """Of a third model that both decoders were trained from."""
+    trained: StoredTensor | None = None
+    """Of an adapter: the VLM's values, trained whole, instead of those in `vlm`."""
+    low_rank: LowRank | None = None
+    """Of an adapter: what is added to the VLM's values."""
+
+    @property
+    def source(self) -> StoredTensor:
+        """Where the VLM's values are read, before a low-rank change."""
+        return self.vlm if self.trained is None else self.trained
 
 
 def check_roles(vlm: Checkpoint, text: Checkpoint) -> None:

@@ -3,44 +3,58 @@
 import hashlib
 import json
 import platform
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from configs.errors import CheckpointError
+from merge.matching.plan import MergePlan
 from merge.matching.tensor_table import TensorPlan
-from merge.reading.checkpoint import Checkpoint
-from merge.recipe.methods import MergeMethod
+from merge.reading.adapter import Adapter
+from merge.reading.checkpoint import Checkpoint, Shard, StoredTensor
+from merge.recipe.alpha import LAYER
+from merge.recipe.methods import Settings
+from merge.writing.output import OutputFile
 from merge.writing.staging import REPORT_FILE, flush_to_disk
 from train.model.parts import PARTS
 
+FORMAT = 2
 VERSIONED = ("visiongraft", "torch", "numpy", "transformers")
 SAMPLE_BLOCKS, SAMPLE_BYTES = 16, 4096
 
 
-def describe_inputs(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Folder, model type, and a fingerprint of each file.
+def describe_inputs(plan: MergePlan) -> dict[str, Any]:
+    """{role: folder, model type, and a fingerprint of each file}.
 
     A fingerprint is the sha256 over the file's header and 16 blocks of 4 KiB spread over its data:
     headers alone are equal for all fine-tunes of a model, and hashing whole files would read both
     inputs once more. It tells checkpoints apart; it does not prove that two are equal.
     """
-    config = (checkpoint.folder / "config.json").read_bytes()
-    files = {
-        shard.file.name: {
-            "num_bytes": shard.num_bytes,
-            "fingerprint": _fingerprint(shard.file, shard.header, shard.num_bytes),
-        }
-        for shard in checkpoint.shards
-    }
-    return {
-        "folder": str(checkpoint.folder),
-        "model_type": checkpoint.model_type,
-        "config_sha256": hashlib.sha256(config).hexdigest(),
-        "files": files,
-    }
+    given = {"vlm": plan.vlm, "text": plan.text, "base": plan.base}
+    described = {role: _describe_input(item) for role, item in given.items() if item is not None}
+    if plan.adapter is not None:
+        described["adapter"] = _describe_adapter(plan.adapter)
+    return described
 
 
-def describe_parts(table: list[TensorPlan]) -> dict[str, dict[str, int]]:
+def check_inputs(plan: MergePlan, report: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where an input is not what it was when the report was written."""
+    now = describe_inputs(plan)
+    for role, before in report["inputs"].items():
+        changed = [
+            name
+            for name, file in before["files"].items()
+            if now[role]["files"].get(name, {}).get("fingerprint") != file["fingerprint"]
+        ]
+        if changed:
+            raise CheckpointError(
+                f"{role}={now[role]['folder']} is not the {role} that was merged: "
+                f"{', '.join(changed)} changed since. Give the right one: --verify DIR {role}=..."
+            )
+
+
+def describe_parts(table: Sequence[TensorPlan]) -> dict[str, dict[str, int]]:
     """{part: number of tensors, elements and bytes}."""
     totals: dict[str, dict[str, int]] = {
         part: {"num_tensors": 0, "num_elements": 0, "num_bytes": 0} for part in PARTS
@@ -52,30 +66,34 @@ def describe_parts(table: list[TensorPlan]) -> dict[str, dict[str, int]]:
     return totals
 
 
-def describe_tensors(table: list[TensorPlan], num_changed: dict[str, int]) -> list[dict[str, Any]]:
+def describe_tensors(
+    files: Sequence[OutputFile],
+    settings: Mapping[str, Settings],
+    num_changed: Mapping[str, int],
+) -> list[dict[str, Any]]:
     """One entry per output tensor, in file order."""
     return [
         {
-            "name": plan.vlm.name,
-            "part": plan.part,
-            "class": str(plan.tensor_class),
-            "dtype": plan.vlm.dtype,
-            "shape": list(plan.vlm.shape),
-            "text_name": plan.text.name if plan.text else None,
-            "text_dtype": plan.text.dtype if plan.text else None,
-            "vlm_rows": [list(pair) for pair in plan.vlm_rows],
-            "num_changed": num_changed[plan.vlm.name] if plan.text else None,
+            "name": tensor.plan.vlm.name,
+            "part": tensor.plan.part,
+            "class": str(tensor.plan.tensor_class),
+            "dtype": tensor.dtype,
+            "shape": list(tensor.plan.vlm.shape),
+            "alpha": settings[tensor.plan.name].alpha if tensor.plan.text else None,
+            "text_name": tensor.plan.text.name if tensor.plan.text else None,
+            "text_dtype": tensor.plan.text.dtype if tensor.plan.text else None,
+            "base_name": tensor.plan.base.name if tensor.plan.base else None,
+            "adapter": _adapter_of(tensor.plan),
+            "vlm_rows": [list(pair) for pair in tensor.plan.vlm_rows],
+            "num_changed": num_changed.get(tensor.plan.vlm.name, 0) if tensor.plan.text else None,
         }
-        for plan in table
+        for file in files
+        for tensor in file.tensors
     ]
 
 
-def describe_changes(table: list[TensorPlan], num_changed: dict[str, int]) -> dict[str, Any]:
-    """How much of the decoder differs from the text LM, bit for bit.
-
-    A bfloat16 file cannot hold a small change: at a relative delta of 1 % and alpha 0.3, 43-47 %
-    of the weights stay what they were in the text LM (measured).
-    """
+def describe_changes(table: Sequence[TensorPlan], num_changed: Mapping[str, int]) -> dict[str, Any]:
+    """How much of the decoder differs from the text LM, bit for bit."""
     total = 0
     for plan in table:
         if plan.text is not None:
@@ -89,9 +107,14 @@ def describe_changes(table: list[TensorPlan], num_changed: dict[str, int]) -> di
     }
 
 
-def describe_method(method: MergeMethod, alpha: float) -> dict[str, Any]:
-    """Name, formula, source and alpha."""
-    return {"name": method.name, "formula": method.formula, "url": method.url, "alpha": alpha}
+def layer_names(table: Sequence[TensorPlan]) -> dict[str, str]:
+    """{name of an output tensor of the decoder: its layer, or what it is outside of them}."""
+    names = {}
+    for plan in table:
+        if plan.text is not None:
+            found = LAYER.search(plan.name)
+            names[plan.vlm.name] = f"layer {found.group(1)}" if found else plan.name
+    return names
 
 
 def find_versions() -> dict[str, str | None]:
@@ -113,31 +136,73 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
         flush_to_disk(file)
 
 
-def _fingerprint(file: Path, header: bytes, num_bytes: int) -> str:
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report of a merged folder; raises CheckpointError where there is none of this format."""
+    path = folder / REPORT_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} has no {REPORT_FILE}; give a folder that a merge has written"
+        )
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if report.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {report.get('format')}, this version reads {FORMAT}; merge again"
+        )
+    return report
+
+
+def _describe_input(checkpoint: Checkpoint) -> dict[str, Any]:
+    config = (checkpoint.folder / "config.json").read_bytes()
+    return {
+        "folder": str(checkpoint.folder),
+        "model_type": checkpoint.model_type,
+        "config_sha256": hashlib.sha256(config).hexdigest(),
+        "files": {shard.file.name: _describe_file(shard) for shard in checkpoint.shards},
+    }
+
+
+def _describe_adapter(adapter: Adapter) -> dict[str, Any]:
+    return {
+        "folder": str(adapter.folder),
+        "num_low_rank": len(adapter.low_rank),
+        "num_trained_whole": len(adapter.whole),
+        "files": {adapter.shard.file.name: _describe_file(adapter.shard)},
+    }
+
+
+def _describe_file(shard: Shard) -> dict[str, Any]:
+    return {"num_bytes": shard.num_bytes, "fingerprint": _fingerprint(shard)}
+
+
+def _fingerprint(shard: Shard) -> str:
     """sha256 over the header and evenly spread blocks of the data, as hex."""
-    digest = hashlib.sha256(header)
-    last = max(len(header), num_bytes - SAMPLE_BYTES)
-    with file.open("rb") as stream:
+    digest = hashlib.sha256(shard.header)
+    start = len(shard.header)
+    last = max(start, shard.num_bytes - SAMPLE_BYTES)
+    with shard.file.open("rb") as stream:
         for block in range(SAMPLE_BLOCKS):
-            stream.seek(len(header) + (last - len(header)) * block // (SAMPLE_BLOCKS - 1))
+            stream.seek(start + (last - start) * block // (SAMPLE_BLOCKS - 1))
             digest.update(stream.read(SAMPLE_BYTES))
     return digest.hexdigest()
 
 
-def write_card(folder: Path, vlm: Path, text: Path, alpha: float) -> None:
-    """Writes the README.md of a merged model: what it is made of, not what its inputs could do."""
-    card = f"""---
-library_name: transformers
-pipeline_tag: image-text-to-text
-tags: [visiongraft, merge]
----
-# {vlm.name} merged with {text.name} at alpha {alpha:g}
+def _adapter_of(plan: TensorPlan) -> dict[str, Any] | None:
+    """What an adapter holds for a tensor."""
+    if plan.trained is not None:
+        return {"trained": _name(plan.trained)}
+    if plan.low_rank is None:
+        return None
+    change = plan.low_rank
+    return {
+        "lora_A": _name(change.a),
+        "lora_B": _name(change.b),
+        "scale": change.scale,
+        "magnitude": _name(change.magnitude),
+    }
 
-Decoder: `text + {alpha:g} * (vlm - text)`, tensor by tensor, in float32, rounded once. Vision tower
-and projector are the VLM's. Every tensor is accounted for in `{REPORT_FILE}`.
 
-```
-visiongraft merge vlm={vlm.name} text={text.name} alpha={alpha:g}
-```
-"""
-    (folder / "README.md").write_text(card, encoding="utf-8")
+def _name(tensor: StoredTensor | None) -> str | None:
+    return None if tensor is None else tensor.name

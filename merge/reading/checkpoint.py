@@ -15,7 +15,7 @@ from typing import Any, Literal
 from configs.errors import CheckpointError
 from train.model.parts import list_first
 
-Role = Literal["vlm", "text", "out"]
+Role = Literal["vlm", "text", "base", "out"]
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 DTYPE_BYTES = {
@@ -26,6 +26,8 @@ DTYPE_BYTES = {
 }
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 COMPARE_BYTES = 1 << 20
+# What is held of a tensor at once: 0.5 MiB of bf16 and 1 MiB of fp32 stay in the L2 cache.
+CHUNK_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -147,15 +149,22 @@ def read_shard(file: Path) -> Shard:
     return Shard(file, header, tuple(tensors))
 
 
-def same_bytes(first: StoredTensor, second: StoredTensor) -> bool:
-    """Whether two stored tensors have one dtype, one shape and the same bytes."""
-    if (first.dtype, first.shape) != (second.dtype, second.shape):
+def same_bytes(
+    first: StoredTensor, second: StoredTensor, start: int = 0, stop: int | None = None
+) -> bool:
+    """Whether two stored tensors have one dtype and the same bytes in elements `start:stop`.
+
+    Without `stop` the whole tensors are compared, shapes too.
+    """
+    if first.dtype != second.dtype or (stop is None and first.shape != second.shape):
         return False
+    width = DTYPE_BYTES[first.dtype]
+    end = (first.num_elements if stop is None else stop) * width
     with first.file.open("rb") as one, second.file.open("rb") as two:
-        for start in range(0, first.num_bytes, COMPARE_BYTES):
-            count = min(COMPARE_BYTES, first.num_bytes - start)
-            a = os.pread(one.fileno(), count, first.offset + start)
-            if a != os.pread(two.fileno(), count, second.offset + start):
+        for at in range(start * width, end, COMPARE_BYTES):
+            count = min(COMPARE_BYTES, end - at)
+            a = os.pread(one.fileno(), count, first.offset + at)
+            if a != os.pread(two.fileno(), count, second.offset + at):
                 return False
     return True
 

@@ -15,8 +15,6 @@ import torch
 from configs.errors import CheckpointError
 from merge.reading.checkpoint import DTYPE_BYTES, StoredTensor
 
-# 256 Ki elements a chunk: 0.5 MiB of bf16 and 1 MiB of fp32 stay in the L2 cache.
-CHUNK_ELEMENTS = 1 << 18
 TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
@@ -24,7 +22,7 @@ class ChunkReader:
     """Open files and one buffer. A chunk is valid until the next `read`. Use as a context."""
 
     def __init__(self) -> None:
-        self._buffer = torch.empty(CHUNK_ELEMENTS * max(DTYPE_BYTES.values()), dtype=torch.uint8)
+        self._buffer = torch.empty(0, dtype=torch.uint8)
         self._memory = self._buffer.numpy().data
         self._files: dict[Path, int] = {}
 
@@ -37,9 +35,17 @@ class ChunkReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes every file."""
         for descriptor in self._files.values():
             os.close(descriptor)
         self._files.clear()
+
+    def last(self, num_elements: int, dtype: str) -> torch.Tensor:
+        """What was read last, again."""
+        return self._buffer[: num_elements * DTYPE_BYTES[dtype]].view(TORCH_DTYPES[dtype])
 
     def read(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
         """Elements `start:stop` of `tensor`, flat.
@@ -55,7 +61,10 @@ class ChunkReader:
         return raw if dtype is None else raw.view(dtype)
 
     def _fill(self, tensor: StoredTensor, offset: int, num_bytes: int) -> None:
-        """Fills the buffer's first `num_bytes` from the file."""
+        """Fills the buffer's first `num_bytes` from the file; the buffer grows to the largest."""
+        if num_bytes > self._buffer.numel():
+            self._buffer = torch.empty(num_bytes, dtype=torch.uint8)
+            self._memory = self._buffer.numpy().data
         if tensor.file not in self._files:
             self._files[tensor.file] = os.open(tensor.file, os.O_RDONLY)
         done = 0
@@ -80,12 +89,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def split(start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Half-open stretches of at most CHUNK_ELEMENTS that cover `start:stop`."""
-    for first in range(start, stop, CHUNK_ELEMENTS):
-        yield first, min(first + CHUNK_ELEMENTS, stop)
 
 
 def is_finite(values: torch.Tensor) -> bool:

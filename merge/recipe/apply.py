@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from merge.matching.tensor_table import TensorPlan
-from merge.reading.chunks import split
 from merge.recipe.methods import MergeMethod, Settings, Source, Values
+from merge.recipe.segments import segments, split
 
 Read = Callable[[int, int], Values]
 """(first element, end) to the values of every input, as copies that may be overwritten."""
@@ -95,19 +95,5 @@ def merge_whole(
 def split_segments(plan: TensorPlan) -> Iterator[tuple[int, int, bool]]:
     """(first element, end, whether merged) stretches of at most a chunk that cover the tensor."""
     for start, stop, merged in segments(plan):
-        for first, last in split(start, stop):
+        for first, last in split(plan, start, stop):
             yield first, last, merged
-
-
-def segments(plan: TensorPlan) -> Iterator[tuple[int, int, bool]]:
-    """(first element, end, whether merged) stretches that cover the tensor in order."""
-    if plan.text is None:
-        yield 0, plan.vlm.num_elements, False
-        return
-    width = plan.vlm.row_elements
-    position = 0
-    for start, stop in plan.vlm_rows:
-        yield position, start * width, True
-        yield start * width, stop * width, False
-        position = stop * width
-    yield position, plan.vlm.num_elements, True

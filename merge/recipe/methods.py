@@ -75,6 +75,11 @@ class MergeMethod:
     """Names of the settings it reads; others that the user gives are refused."""
     takes_base: bool = False
 
+    @property
+    def reads_base(self) -> bool:
+        """Whether `values.base` is looked at; linear interpolation does without."""
+        return self.uses != {"alpha"}
+
 
 def linear(values: Values, settings: Settings, _: None = None) -> Tensor:
     """Linear interpolation from the text LM to the VLM, as in Aya Vision (arXiv 2505.08751).

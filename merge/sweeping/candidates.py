@@ -3,12 +3,15 @@
 A candidate is a name and a recipe. Its name is that of its file, row and label everywhere.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from configs.errors import ConfigError
 from configs.rules import TEXT_LM
+from merge.matching.tensor_table import TensorPlan
 from merge.recipe.recipe import Recipe, make_recipe
 
 
@@ -17,9 +20,16 @@ class Candidate:
     """One decoder that might be chosen."""
 
     name: str
-    recipe: Recipe
+    arguments: Mapping[str, Any]
+    """Of `make_recipe`, but for `has_base`."""
+    has_base: bool = False
     alpha: float | None = None
     """The number it is called by; None for a schedule."""
+
+    @functools.cached_property
+    def recipe(self) -> Recipe:
+        """What is merged, and how."""
+        return make_recipe(**self.arguments, has_base=self.has_base)
 
     @property
     def file_name(self) -> str:
@@ -34,6 +44,7 @@ def list_candidates(
     *,
     alphas: Sequence[float],
     schedules: Mapping[str, tuple[object, Mapping[str, object]]],
+    has_base: bool = False,
     **method: Any,
 ) -> list[Candidate]:
     """Every candidate, in the order given: alphas, then schedules.
@@ -41,20 +52,42 @@ def list_candidates(
     Args:
         alphas: one of all tensors each; 0 is among them.
         schedules: {name: (alpha, alpha_overrides)} as `make_recipe` takes them.
+        has_base: whether there is a third model.
         method: what else `make_recipe` takes.
 
     Raises ConfigError for what cannot be a recipe, naming the schedule.
     """
-    found = [Candidate(_show(a), make_recipe(alpha=a, **method), a + 0.0) for a in alphas]
-    for name, (alpha, overrides) in schedules.items():
-        try:
-            recipe = make_recipe(alpha=alpha, alpha_overrides=overrides, **method)
-        except ConfigError as error:
-            raise ConfigError(f"schedules.{name}: {error}") from error
-        found.append(Candidate(name, recipe))
+    said: list[tuple[str, object, Mapping[str, object], float | None]] = [
+        *((_show(alpha), alpha, {}, alpha + 0.0) for alpha in alphas),
+        *((name, alpha, overrides, None) for name, (alpha, overrides) in schedules.items()),
+    ]
+    found = []
+    for name, alpha, overrides, number in said:
+        arguments = {"alpha": alpha, "alpha_overrides": dict(overrides), **method}
+        found.append(Candidate(name, arguments, has_base, number))
+        with told_of(found[-1]):
+            found[-1].recipe  # noqa: B018
     if not any(map(_is_text_lm, found)):  # a method that trims or drops, at alpha 0
-        found.insert(0, Candidate(TEXT_LM, make_recipe(alpha=0)))
+        found.insert(0, Candidate(TEXT_LM, {"alpha": 0.0}))
     return found
+
+
+def check_against(candidates: Iterable[Candidate], table: Sequence[TensorPlan]) -> None:
+    """Raises ConfigError for overrides that decide about no tensor, naming the schedule."""
+    for candidate in candidates:
+        with told_of(candidate):
+            candidate.recipe.for_tensors(table)
+
+
+@contextmanager
+def told_of(candidate: Candidate) -> Iterator[None]:
+    """Says of which schedule an error tells."""
+    try:
+        yield
+    except ConfigError as error:
+        if candidate.alpha is not None:
+            raise
+        raise ConfigError(f"schedules.{candidate.name}: {error}") from error
 
 
 def find_text_lm(candidates: Sequence[Candidate]) -> Candidate:

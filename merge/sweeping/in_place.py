@@ -83,10 +83,8 @@ class AlphaDial:
 
 def _load(parameter: torch.nn.Parameter, plan: TensorPlan) -> _Place:
     assert plan.text is not None
-    base: StoredTensor | None = getattr(plan, "base", None)  # where there is a third model
-    return _Place(
-        parameter, plan, _map(plan.text), _map(plan.vlm), None if base is None else _map(base)
-    )
+    base = None if plan.base is None else _map(plan.base)
+    return _Place(parameter, plan, _map(plan.text), _map(plan.vlm), base)
 
 
 def _map(tensor: StoredTensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from data.render import Renderer
 from merge.matching.plan import plan_merge
 from merge.matching.tensor_table import TensorPlan
 from merge.reading.chunks import TORCH_DTYPES
-from merge.sweeping.candidates import Candidate, find_text_lm, list_candidates
+from merge.sweeping.candidates import Candidate, check_against, find_text_lm, list_candidates
 from merge.sweeping.choose import choose_candidate
 from merge.sweeping.features import remember_image_features
 from merge.sweeping.folder import check_folders, claim
@@ -45,9 +45,13 @@ def sweep(config: SweepConfig) -> None:
     set_up_process(config.engine.num_threads, config.seed)
     candidates = candidates_of(config)
     check_folders(config)
-    table = plan_merge(Path(config.vlm), Path(config.text), force=config.force).table
-    for candidate in candidates:
-        candidate.recipe.for_tensors(table)  # an override that decides about nothing is refused
+    table = plan_merge(
+        Path(config.vlm),
+        Path(config.text),
+        base=None if config.base is None else Path(config.base),
+        force=config.force,
+    ).table
+    check_against(candidates, table)
     held_out = prepare_held_out(
         config.data,
         config.evaluation,
@@ -80,10 +84,12 @@ def candidates_of(config: SweepConfig) -> list[Candidate]:
     """Every alpha and schedule of a config, with its method."""
     method = {item.name: getattr(config, item.name) for item in fields(MethodConfig)}
     base = method.pop("base")
+    method["method"] = config.method.value
     return list_candidates(
         alphas=config.alphas,
         schedules={k: (v.alpha, v.alpha_overrides) for k, v in config.schedules.items()},
-        **method | {"method": config.method.value, "has_base": base is not None},
+        has_base=base is not None,
+        **method,
     )
 
 
@@ -169,7 +175,13 @@ def _conclude(
     _track(board.tracker, outcome, out)
     if config.write_to is not None:
         write_chosen(
-            chosen, vlm=config.vlm, text=config.text, out=config.write_to, force=config.force
+            chosen,
+            vlm=config.vlm,
+            text=config.text,
+            base=config.base,
+            out=config.write_to,
+            force=config.force,
+            num_threads=config.engine.num_threads,
         )
 
 

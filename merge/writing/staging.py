@@ -3,15 +3,18 @@
 The output is written into a hidden sibling folder, forced to disk, and renamed at the end.
 """
 
+import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from configs.errors import ConfigError
+from merge.reading.checkpoint import Checkpoint
+from merge.writing.output import OutputFile
 from train.saving.disk import flush
 
 logger = logging.getLogger(__name__)
@@ -38,7 +41,7 @@ def staged_folder(out: Path, num_bytes: int) -> Iterator[Path]:
     Raises ConfigError when `out` is taken or the disk is too small. On any error the staged folder
     is removed; a killed process leaves it behind, hidden, and the next merge names it.
     """
-    _check_out(out)
+    check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     _check_space(out, num_bytes)
     staged = out.parent / f".{out.name}.partial-{os.getpid()}"
@@ -76,10 +79,35 @@ def copy_companions(source: Path, target: Path) -> tuple[list[str], list[str]]:
     return copied, left_out
 
 
-def copy_index(index: Path | None, target: Path) -> None:
-    """Copies the index of sharded weights; the shards are laid out as it says."""
-    if index is not None:
-        _copy_file(index, target / index.name)
+def write_index(vlm: Checkpoint, files: Sequence[OutputFile], target: Path) -> None:
+    """Writes the index of sharded weights: the VLM's, its sizes mended where they are others."""
+    if vlm.index is None:
+        return
+    content = json.loads(vlm.index.read_text(encoding="utf-8"))
+    metadata = content.setdefault("metadata", {})
+    size = sum(tensor.num_bytes for file in files for tensor in file.tensors)
+    if metadata.get("total_size") == size:
+        _copy_file(vlm.index, target / vlm.index.name)
+        return
+    metadata["total_size"] = size
+    _write_json(target / vlm.index.name, content)
+
+
+def set_config_dtype(folder: Path, dtype: str) -> None:
+    """Lets config.json, and the configs in it, name the dtype that was written.
+
+    Both spellings that transformers has used: `dtype` and, before 4.56, `torch_dtype`.
+    """
+    path = folder / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    inner = [value for value in content.values() if isinstance(value, dict)]
+    for config in (content, *inner):
+        for key in ("dtype", "torch_dtype"):
+            if key in config:
+                config[key] = dtype
+    if "torch_dtype" not in content:
+        content["dtype"] = dtype
+    _write_json(path, content)
 
 
 def flush_to_disk(file: IO[Any]) -> None:
@@ -95,6 +123,14 @@ def _copy_file(source: Path, target: Path) -> None:
         flush_to_disk(writer)
 
 
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON and forces it to disk."""
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        flush_to_disk(file)
+
+
 def _is_companion(name: str) -> bool:
     """Whether a top-level file of the VLM belongs into the output, by its name."""
     lower = name.lower()
@@ -106,7 +142,7 @@ def _is_companion(name: str) -> bool:
     )
 
 
-def _check_out(out: Path) -> None:
+def check_out(out: Path) -> None:
     """Raises ConfigError unless `out` is free."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out={out} is a file; give a folder that does not exist yet")

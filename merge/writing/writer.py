@@ -1,138 +1,234 @@
-"""Streams both inputs, tensor by tensor, into weight files laid out like the VLM's.
+"""Streams all inputs, stretch by stretch, into the files of `output`, on several threads.
 
-Every output file has the VLM's header, byte for byte: same names, dtypes, order and offsets.
-Where the output folder comes from and goes to is `staging`'s job.
+Bytes that only move are copied by the kernel while torch is imported; what is computed goes through
+memory that stays in the cache. Where the output folder comes from and goes to is `staging`'s job.
 """
 
-from collections.abc import Callable
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from types import TracebackType
+from typing import TYPE_CHECKING
 
-import torch
+from merge.reading.checkpoint import CHUNK_ELEMENTS, DTYPE_BYTES
+from merge.recipe.methods import MergeMethod, Settings
+from merge.writing.copies import Range, copy_range, ranges, write_at
+from merge.writing.output import OutputFile, OutputTensor, Piece, pieces
 
-from configs.errors import CheckpointError
-from merge.matching.tensor_table import TensorPlan
-from merge.reading.checkpoint import Checkpoint, StoredTensor
-from merge.reading.chunks import ChunkReader, is_finite, one_thread, split
-from merge.recipe.apply import segments
-from merge.recipe.methods import METHODS, Settings, Values
-from merge.writing.staging import flush_to_disk
+if TYPE_CHECKING:
+    from merge.writing.compute import Computed, Computer
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes total) after every chunk."""
+"""Called with (bytes done, bytes total) from any thread, one call at a time."""
 
-BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+MAX_THREADS = 8
+JOB_ELEMENTS = 32 * CHUNK_ELEMENTS  # what a thread takes at a time
+FLUSH_BYTES = 512 << 20  # what may wait in the page cache before the disk is told to write
+MAX_FACTOR_BYTES = 96 << 20  # of low-rank factors, held by all threads together
 
 
-class WeightsWriter:
-    """Two open readers, alpha, and what was counted. One object a merge; use `write_weights`."""
+class _StoppedError(Exception):
+    """Ends a thread because another one has failed."""
+
+
+@dataclass
+class Work:
+    """What is to be done for one file."""
+
+    file: OutputFile
+    copied: list[Range] = field(default_factory=list)
+    jobs: list[tuple[OutputTensor, list[Piece]]] = field(default_factory=list)
+    """What one thread does in one go: pieces to compute, copied pieces to look through."""
+
+
+def plan_work(
+    files: Sequence[OutputFile], method: MergeMethod, settings: Mapping[str, Settings]
+) -> list[Work]:
+    """What is copied and what is computed, by file.
+
+    Args:
+        files: from `plan_output`.
+        method: of all decoder tensors.
+        settings: {canonical name: settings} of every decoder tensor.
+    """
+    return [_plan_file(file, method, settings) for file in files]
+
+
+class FilesWriter:
+    """Open output files, and threads that copy, compute and flush. Use as a context.
+
+    `start_copies` before torch is imported, `compute` after it. Leaving the context without an
+    error forces all to disk.
+    """
 
     def __init__(
         self,
-        vlm: ChunkReader,
-        text: ChunkReader,
+        work: Sequence[Work],
+        folder: Path,
         *,
-        alpha: float,
-        total_bytes: int,
-        progress: Progress | None,
+        num_threads: int | None = None,
+        progress: Progress | None = None,
     ) -> None:
-        self.num_changed: dict[str, int] = {}
-        self._vlm, self._text, self._alpha = vlm, text, alpha
-        self._done_bytes, self._total_bytes, self._progress = 0, total_bytes, progress
+        self._work, self._progress, self._lock = work, progress, threading.Lock()
+        self._num_threads = _choose_threads(num_threads, work)
+        self._done = self._flushed = 0
+        self._total = sum(item.file.num_bytes - len(item.file.header) for item in work)
+        self._stopped = threading.Event()
+        self._copier = ThreadPoolExecutor(1, "copy")
+        self._flusher = ThreadPoolExecutor(1, "flush")
+        self._copies: list[Future[None]] = []
+        self._flushes: list[Future[None]] = []
+        self._targets = [_create(folder / item.file.name, item.file) for item in work]
 
-    def write_tensor(self, plan: TensorPlan, file: BinaryIO) -> None:
-        """Appends one tensor to `file` and counts the elements that differ from the text LM's."""
-        self.num_changed[plan.vlm.name] = 0
-        for start, stop, merged in segments(plan):
-            for first, last in split(start, stop):
-                self._write_chunk(plan, file, first, last, merged)
+    def __enter__(self) -> "FilesWriter":
+        return self
 
-    def _write_chunk(
-        self, plan: TensorPlan, file: BinaryIO, start: int, stop: int, merged: bool
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        """Appends the elements `start:stop` of one tensor."""
-        output = self._vlm.read(plan.vlm, start, stop)
-        if merged and plan.text is not None:
-            text = self._text.read(plan.text, start, stop)
-            output = self._merge(plan, text, output)
-            self.num_changed[plan.vlm.name] += count_different(output, text.to(output.dtype))
-        elif not is_finite(output):
-            raise _not_finite("vlm", plan.vlm)
-        file.write(output.view(torch.uint8).numpy().data)
-        self._done_bytes += output.nbytes
-        if self._progress is not None:
-            self._progress(self._done_bytes, self._total_bytes)
+        try:
+            if kind is None:
+                _finish(self._copies)
+                self._flushes += [self._flusher.submit(os.fsync, item) for item in self._targets]
+                _finish(self._flushes)
+        finally:
+            self._stopped.set()
+            for pool in (self._copier, self._flusher):
+                pool.shutdown(wait=True, cancel_futures=True)
+            for target in self._targets:
+                os.close(target)
 
-    def _merge(self, plan: TensorPlan, text: torch.Tensor, vlm: torch.Tensor) -> torch.Tensor:
-        """Merged values in the VLM's dtype; refuses inputs and results that are not finite."""
-        output = merge_values(text, vlm, self._alpha)
-        # Between the end points a NaN or Inf of either input always reaches the output.
-        if 0 < self._alpha < 1 and is_finite(output):
-            return output
-        if not is_finite(vlm):
-            raise _not_finite("vlm", plan.vlm)
-        if plan.text is not None and not is_finite(text):
-            raise _not_finite("text", plan.text)
-        if not is_finite(output):
-            raise CheckpointError(
-                f"the merged {plan.vlm.name} does not fit into {plan.vlm.dtype} (Inf or NaN)"
-            )
-        return output
+    def start_copies(self) -> None:
+        """Begins to copy what only moves, in the background."""
+        for item, target in zip(self._work, self._targets, strict=True):
+            for piece in item.copied:
+                self._copies.append(self._copier.submit(self._copy, piece, target))
 
+    def compute(
+        self, method: MergeMethod, settings: Mapping[str, Settings], *, allow_nonfinite: bool
+    ) -> "Computed":
+        """Computes and writes everything else; imports torch. Returns what was counted.
 
-def write_weights(
-    table: list[TensorPlan],
-    vlm: Checkpoint,
-    folder: Path,
-    *,
-    alpha: float,
-    progress: Progress | None = None,
-) -> dict[str, int]:
-    """Writes every weight file of the merged checkpoint into `folder`.
+        Raises CheckpointError for NaN or Inf in an input (unless allowed) and for results that
+        overflow their dtype.
+        """
+        from merge.reading.chunks import one_thread
+        from merge.writing.compute import Computer
 
-    Returns {tensor name: number of elements whose bits differ from the text LM's, as cast to the
-    output dtype}; 0 for copied tensors, and rows that only the VLM has are not counted.
-    Raises CheckpointError for NaN or Inf in an input and for results that overflow their dtype.
-    """
-    plans = {plan.vlm.name: plan for plan in table}
-    total = sum(plan.vlm.num_bytes for plan in table)
-    with one_thread(), ChunkReader() as one, ChunkReader() as two:
-        writer = WeightsWriter(one, two, alpha=alpha, total_bytes=total, progress=progress)
-        for shard in vlm.shards:
-            with (folder / shard.file.name).open("wb") as file:
-                file.write(shard.header)
-                for tensor in shard.tensors:
-                    writer.write_tensor(plans[tensor.name], file)
-                flush_to_disk(file)
-    return writer.num_changed
+        computer = Computer(method, settings, allow_nonfinite=allow_nonfinite)
+        pool = ThreadPoolExecutor(self._num_threads, "merge")
+        with one_thread():
+            try:
+                _finish(
+                    [
+                        pool.submit(self._run, computer, job, target)
+                        for item, target in zip(self._work, self._targets, strict=True)
+                        for job in item.jobs
+                    ]
+                )
+            except BaseException:
+                self._stopped.set()
+                raise
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+                computer.close()
+        return computer.counted
 
+    def _run(
+        self, computer: "Computer", job: tuple[OutputTensor, list[Piece]], target: int
+    ) -> None:
+        def write(data: memoryview, offset: int) -> None:
+            if self._stopped.is_set():
+                raise _StoppedError
+            write_at(target, data, offset)
+            self._tell(len(data), target)
 
-def merge_values(text: torch.Tensor, vlm: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Merges one chunk: fp32 arithmetic, one cast; the end points are copies.
+        computer.run(*job, write)
 
-    Args:
-        text: values of the text LM, any of BF16, F16, F32.
-        vlm: values of the VLM, any of BF16, F16, F32, same shape.
-        alpha: the VLM's share, in [0, 1].
+    def _copy(self, item: Range, target: int) -> None:
+        def told(count: int) -> None:
+            if self._stopped.is_set():
+                raise _StoppedError
+            self._tell(count, target)
 
-    Returns:
-        Values in the dtype of `vlm`; may share the memory of an input.
-    """
-    if alpha == 0:
-        return text.to(vlm.dtype)
-    if alpha == 1:
-        return vlm
-    text32, vlm32 = text.float(), vlm.to(torch.float32, copy=True)
-    values = Values(text=text32, vlm=vlm32, base=text32)
-    return METHODS["linear"].merge(values, Settings(alpha=alpha), None).to(vlm.dtype)
+        copy_range(item, target, told)
 
-
-def count_different(first: torch.Tensor, second: torch.Tensor) -> int:
-    """Number of elements whose bits differ; both of one dtype and shape."""
-    bits = BITS[first.element_size()]
-    return int(first.view(bits).ne(second.view(bits)).count_nonzero())
+    def _tell(self, count: int, target: int) -> None:
+        """Counts bytes written, tells of them, and sends them to the disk now and then."""
+        with self._lock:
+            self._done += count
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+            if self._done - self._flushed >= FLUSH_BYTES:
+                self._flushed = self._done
+                self._flushes.append(self._flusher.submit(os.fdatasync, target))
 
 
-def _not_finite(role: str, tensor: StoredTensor) -> CheckpointError:
-    """The error for a NaN or Inf in an input."""
-    return CheckpointError(f"{role}: {tensor.name} in {tensor.file} holds NaN or Inf")
+def _plan_file(file: OutputFile, method: MergeMethod, settings: Mapping[str, Settings]) -> Work:
+    work, copied = Work(file), []
+    for tensor in file.tensors:
+        is_decoder = tensor.plan.text is not None
+        copies = method.copies(settings[tensor.plan.name]) if is_decoder else None
+        found = list(pieces(tensor, copies))
+        copied += [piece for piece in found if piece.action == "copy"]
+        work.jobs += [(tensor, job) for job in _cut(found, _is_whole(tensor, method, copies))]
+    work.copied = list(ranges(copied))
+    return work
+
+
+def _is_whole(tensor: OutputTensor, method: MergeMethod, copies: object) -> bool:
+    """Whether one thread has to do the whole tensor: it is gone over first, or shares a factor."""
+    prepares = tensor.plan.text is not None and copies is None and method.prepare is not None
+    return prepares or tensor.plan.low_rank is not None
+
+
+def _cut(found: list[Piece], whole: bool) -> Iterator[list[Piece]]:
+    """The pieces of one tensor as jobs of about JOB_ELEMENTS."""
+    if whole:
+        yield found
+        return
+    for piece in found:
+        for start in range(piece.start, piece.stop, JOB_ELEMENTS):
+            yield [replace(piece, start=start, stop=min(piece.stop, start + JOB_ELEMENTS))]
+
+
+def _choose_threads(given: int | None, work: Sequence[Work]) -> int:
+    """One a core and at most 8; fewer where each would hold a large factor of an adapter."""
+    factors = [
+        tensor.plan.low_rank.a.num_elements * DTYPE_BYTES["F32"]
+        for item in work
+        for tensor, _ in item.jobs
+        if tensor.plan.low_rank is not None
+    ]
+    wanted = given or min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    return max(1, min(wanted, MAX_FACTOR_BYTES // max(factors, default=1)))
+
+
+def _create(path: Path, file: OutputFile) -> int:
+    """An open file of its final size, header written."""
+    target = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        os.ftruncate(target, file.num_bytes)
+        write_at(target, file.header, 0)
+    except BaseException:
+        os.close(target)
+        raise
+    return target
+
+
+def _finish(futures: Sequence[Future[None]]) -> None:
+    """Waits for all, or raises the first error that is not the echo of another one."""
+    done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
+    if waiting:
+        for future in waiting:
+            future.cancel()
+    errors = [e for e in (f.exception() for f in done if not f.cancelled()) if e is not None]
+    first = next((e for e in errors if not isinstance(e, _StoppedError)), None)
+    if errors:
+        raise first or errors[0]

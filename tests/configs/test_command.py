@@ -40,7 +40,7 @@ def fake_task(tmp_path: Path) -> Path:
     return tmp_path / "fake_task.py"
 
 
-@pytest.mark.parametrize("command", SCHEMAS)
+@pytest.mark.parametrize("command", MODULES)
 def test_help_names_every_key_and_group_and_loads_nothing(command: str) -> None:
     ended, imported = run_and_list(command, "--help")
     assert (ended.code, ended.error, imported) == (0, "", [])
@@ -52,7 +52,7 @@ def test_help_names_every_key_and_group_and_loads_nothing(command: str) -> None:
     assert ended.cpu_seconds < MOST_SECONDS
 
 
-@pytest.mark.parametrize("command", SCHEMAS)
+@pytest.mark.parametrize("command", MODULES)
 def test_the_config_of_a_command_is_shown_and_nothing_loads(command: str) -> None:
     ended, imported = run_and_list(command, "--cfg", "job")
     assert (ended.code, ended.error, imported) == (0, "", [])

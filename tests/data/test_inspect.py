@@ -17,8 +17,8 @@ from index_pico import Files, captioned, config, indexed
 
 from configs.command import load_config
 from configs.errors import ConfigError, DataError
+from configs.flags import with_key
 from configs.schema import InspectConfig
-from data.inspect import with_html_key
 from data.inspect_html import Table
 from data.inspect_run import check_supervision, choose_rows, inspect, listed
 from data.inspect_tables import (
@@ -341,7 +341,7 @@ def test_what_is_no_file_is_refused_before_the_work(html: str) -> None:
     ],
 )
 def test_html_may_be_given_as_a_flag(given: list[str], expected: list[str]) -> None:
-    assert with_html_key(given) == expected
+    assert with_key(given, "--html", "html", "a file to write") == expected
     if expected and "html" in expected[0]:
         path = (given[0].partition("=")[2] or given[1]) if given else ""
         assert load_config("inspect", [expected[0]]).html == path
@@ -351,7 +351,7 @@ def test_html_may_be_given_as_a_flag(given: list[str], expected: list[str]) -> N
                                    ["--html", "--help"]])  # fmt: skip
 def test_the_flag_needs_a_file(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        with_html_key(given)
+        with_key(given, "--html", "html", "a file to write")
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith("\nerror: --html takes a file to write")
 

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -219,7 +218,7 @@ def test_a_finished_sweep_is_reported_again_without_loading(pipeline, swept, tmp
     [
         ("schedules.falling.alpha=[0.8,0.3]",
          r"falling: .*falling.json was measured with alpha \[\[0.0, 0.8\], \[1.0, 0.2\]\], now"),
-        ("schedules.falling.alpha_overrides.head=1", r"measured with alpha_overrides .*, now .*head"),
+        ("schedules.falling.alpha_overrides.norms=1", r"measured with alpha_overrides .*now .*norms"),
     ],
 )  # fmt: skip
 def test_another_recipe_of_the_same_name(change, told, pipeline, swept, tmp_path, measured):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +10,13 @@ import torch
 from merge_pico import edit
 
 from configs.errors import CheckpointError
-from merge.api import merge_checkpoints
+from merge.api import merge_checkpoints, verify_folder
+from merge.matching.tensor_table import TensorClass, TensorPlan
 from merge.proof.verify import naive_merge
-from merge.writing.writer import count_different, merge_values
+from merge.reading.checkpoint import StoredTensor, read_checkpoint
+from merge.recipe.apply import merge_whole
+from merge.recipe.methods import METHODS, Settings
+from merge.writing.compute import count_different
 
 UP = "model.layers.0.mlp.up_proj.weight"
 
@@ -40,7 +45,10 @@ def test_verifiers_formula_is_the_writers(dtype, alpha):
     bits = torch.int32 if dtype == torch.float32 else torch.int16
     raw = [x.view(bits).numpy().view("u4" if bits == torch.int32 else "u2") for x in (text, vlm)]
     naive = naive_merge(raw[0], raw[1], names[dtype], names[dtype], alpha)
-    ours = merge_values(text, vlm, alpha)
+    tensor = StoredTensor("model.norm.weight", Path(), names[dtype], (50_000,), 0)
+    plan = TensorPlan("decoder", tensor.name, TensorClass.MERGED, tensor, tensor)
+    settings = Settings(alpha=alpha)
+    ours = merge_whole(plan, METHODS["linear"], settings, text=text, vlm=vlm, dtype=dtype)
     assert ours.dtype == dtype and np.array_equal(ours.view(bits).numpy().view(naive.dtype), naive)
 
 
@@ -76,12 +84,6 @@ def test_overflow_of_a_narrower_output(copy_pair, tmp_path):
 
 
 def test_verify_finds_a_wrong_bit(bf16_pair, tmp_path):
-    from merge.matching.tensor_table import build_table
-    from merge.proof.verify import verify_merge
-    from merge.reading.checkpoint import read_checkpoint
-
-    vlm, text = read_checkpoint(bf16_pair.vlm, "vlm"), read_checkpoint(bf16_pair.text, "text")
-    table = build_table(vlm, text)
     for name in (f"language_model.{UP}", "vision_tower.head.probe"):
         out = tmp_path / name
         merge(bf16_pair, out, verify=False)
@@ -90,7 +92,7 @@ def test_verify_finds_a_wrong_bit(bf16_pair, tmp_path):
         data[stored.offset + stored.num_bytes // 2] ^= 1
         stored.file.write_bytes(data)
         with pytest.raises(CheckpointError, match=f"verification failed: 1 of 88 .*: {name}"):
-            verify_merge(out, vlm, text, table, 0.4)
+            verify_folder(out, logits=False)
 
 
 def test_verify_refuses_what_does_not_load(copy_pair, tmp_path):

@@ -1,0 +1,49 @@
+"""What a recipe makes of one tensor, worked out again from the inputs, in bounded memory."""
+
+from collections.abc import Iterator
+
+import torch
+
+from merge.reading.chunks import TORCH_DTYPES
+from merge.reading.inputs import InputReader
+from merge.recipe.apply import TensorMerge
+from merge.recipe.methods import MergeMethod, Settings, Values
+from merge.recipe.segments import split
+from merge.writing.output import OutputTensor, pieces
+
+
+def recompute(
+    tensor: OutputTensor, method: MergeMethod, settings: Settings | None, reader: InputReader
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """(first element, end, values in the output's dtype) of every stretch, in order.
+
+    Args:
+        tensor: of the output.
+        method: of decoder tensors.
+        settings: of this tensor; None outside the decoder.
+        reader: whose memory is used; values are valid until the next ones.
+    """
+    plan, dtype = tensor.plan, TORCH_DTYPES.get(tensor.dtype)
+
+    def read(start: int, stop: int) -> Values:
+        assert plan.text is not None
+        text = reader.text(plan.text, start, stop)
+        base = text
+        if method.reads_base:
+            base = reader.base(plan.text if plan.base is None else plan.base, start, stop)
+        vlm = reader.vlm(plan, start, stop)
+        return Values(text=text, vlm=vlm, base=base, tensor=plan.name, start=start)
+
+    merge = None if settings is None else TensorMerge(plan, method, settings)
+    found = list(pieces(tensor, None if merge is None else merge.copies))
+    if merge is not None and any(piece.action == "merge" for piece in found):
+        merge.prepare(read)
+    for piece in found:
+        for start, stop in split(plan, piece.start, piece.stop):
+            if piece.action == "merge" and merge is not None:
+                values = merge.merge(read(start, stop))
+            elif piece.action == "cast" and piece.side == "vlm":
+                values = reader.vlm(plan, start, stop)
+            else:
+                values = reader.raw(piece.source, start, stop)
+            yield start, stop, values if dtype is None else values.to(dtype)
