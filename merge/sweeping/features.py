@@ -30,13 +30,13 @@ def remember_image_features(model: Any, *, kept_bytes: int = KEPT_BYTES) -> None
     def get_image_features(pixel_values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         key = _digest(pixel_values, args, kwargs)
         if key in kept:
-            return BaseModelOutputWithPooling(pooler_output=kept[key].to(pixel_values.device))
+            features = kept[key].to(pixel_values.device, copy=True)  # the caller's own
+            return BaseModelOutputWithPooling(pooler_output=features)
         found = inner(pixel_values, *args, **kwargs)
-        features = getattr(found, "pooler_output", None)
-        if type(found) is BaseModelOutputWithPooling and isinstance(features, torch.Tensor):
-            size = sum(item.nbytes for item in kept.values()) + features.nbytes
-            if size <= kept_bytes:
-                kept[key] = features.detach().cpu().clone()
+        new = found.pooler_output if type(found) is BaseModelOutputWithPooling else None
+        free = kept_bytes - sum(item.nbytes for item in kept.values())
+        if isinstance(new, torch.Tensor) and new.nbytes <= free:
+            kept[key] = new.detach().to("cpu", copy=True)
         return found
 
     model.model.get_image_features = get_image_features

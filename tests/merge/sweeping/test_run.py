@@ -218,7 +218,7 @@ def test_a_finished_sweep_is_reported_again_without_loading(pipeline, swept, tmp
     [
         ("schedules.falling.alpha=[0.8,0.3]",
          r"falling: .*falling.json was measured with alpha \[\[0.0, 0.8\], \[1.0, 0.2\]\], now"),
-        ("schedules.falling.alpha_overrides.norms=1", r"measured with alpha_overrides .*now .*norms"),
+        ("schedules.falling.alpha_overrides.norms=1", r"was measured with alpha_ov.*, now .*norms"),
     ],
 )  # fmt: skip
 def test_another_recipe_of_the_same_name(change, told, pipeline, swept, tmp_path, measured):
@@ -233,7 +233,7 @@ def test_alphas_that_look_alike_are_two_points(pipeline, tmp_path):
     """One file each: a rounded name would give the second the measurement of the first."""
     out = tmp_path / "out"
     sweep(configure(pipeline, out, "alphas=[0,0.33333331,0.33333339]", "evaluation.generate=false"))
-    assert len(list((out / "points").iterdir())) == 3
+    assert len(list((out / "points").glob("alpha-*.json"))) == 3
 
 
 # ------------------------------------------------------------------------------ what is refused
