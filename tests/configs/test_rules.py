@@ -183,7 +183,7 @@ def test_schedules_have_free_names_that_can_be_files() -> None:
         "b-2": (0.4, {"embeddings": 0}),
         "more": ([[0, 1], [1, 0]], {}),
     }
-    for name in ("text_lm", "'../up'", "'.x'", "'a.b'"):
+    for name in ("text_lm", "../up", "a.b", "9b"):
         message = refused("sweep", *MERGE, f"schedules={{{name}: {{alpha: 1}}}}")
         assert "the name is that of a file" in message
     message = refused("sweep", *MERGE, "schedules={a: {alhpa: 1}}")
