@@ -38,8 +38,8 @@ class AlphaDial:
         """Set the decoder to `text + alpha * (vlm - text)`, rows that only the VLM has excepted."""
         for parameter, plan, text, vlm in self._pairs:
             mixed = vlm.clone()
-            rows = len(text)
-            mixed[:rows] = merge_values(text, vlm[:rows], alpha)
+            rows = min(len(text), len(vlm))
+            mixed[:rows] = merge_values(text[:rows], vlm[:rows], alpha)
             for start, stop in plan.vlm_rows:
                 mixed[start:stop] = vlm[start:stop]
             parameter.copy_(mixed)
