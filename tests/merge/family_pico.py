@@ -29,6 +29,12 @@ def layouts(model_type: str) -> dict[str, Rename]:
     """{layout: name on disk by transformers 5 -> name in that layout}."""
     if model_type in ONE_LAYOUT:
         found = {AS_SAVED: _same, "base class": lambda name: name.removeprefix("model.")}
+    elif model_type == "cohere2_vision":  # of 4.55, with the names of memory from the start
+        found = {
+            AS_SAVED: _same,
+            "before 5": lambda name: _with_vision_model(model_type, name),
+            "base class": lambda name: name.removeprefix("model."),
+        }
     elif model_type == "qwen2_5_vl":
         found = {
             AS_SAVED: _same,
@@ -47,6 +53,9 @@ def layouts(model_type: str) -> dict[str, Rename]:
         }
     if not FAMILIES[model_type].tied:
         found.pop("base class")  # it has no head
+    if FAMILIES[model_type].vision not in HAD_VISION_MODEL:
+        found.pop("before 4.52", None)
+        found.pop("4.52 to 5.0 in memory", None)
     return found
 
 
