@@ -16,10 +16,10 @@ HAD_VISION_MODEL = ("clip_vision_model", "siglip_vision_model")  # inside the to
 ONE_LAYOUT = ("qwen3_vl", "idefics3")
 
 
-def save_family(model_type: str, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Pair:
-    """A text LM and a VLM on it, as save_pretrained of transformers 5 writes them."""
-    family = FAMILIES[model_type]
-    text = make_text(family.text, tied=family.tied)
+def save_family(model_type: str, folder: Path, *, text: str = "", tied: bool | None = None) -> Pair:
+    """A text LM (the family's own by default) and a VLM on it, as transformers 5 writes them."""
+    family, dtype = FAMILIES[model_type], torch.bfloat16
+    text = make_text(text or family.text, tied=family.tied if tied is None else tied)
     make_vlm(model_type, text).to(dtype).save_pretrained(folder / "vlm")
     text.to(dtype).save_pretrained(folder / "text")
     return Pair(folder / "vlm", folder / "text")

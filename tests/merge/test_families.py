@@ -1,6 +1,7 @@
 """Every family from two folders to a merged one: bit for bit, and end points in logits."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from train.model.parts import map_names
 
 WEIGHTS = "model.safetensors"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EXACT = dict(attn_implementation="eager")  # Gemma 2 has no other
 ALL_LAYOUTS = [(kind, layout) for kind in FAMILIES for layout in layouts(kind)]
 
 
@@ -59,10 +61,7 @@ def expected_of(model_type, pair, alpha):
 def test_equals_the_naive_formula(model_type, pairs, tmp_path):
     pair = pairs(model_type)
     report = merge(pair, tmp_path / "out", 0.4, verify=True)
-    expected, out = expected_of(model_type, pair, 0.4), load(tmp_path / "out")
-    assert list(out) == list(expected)
-    for name, value in out.items():
-        assert same_bits(value, expected[name]), name
+    assert_same(tmp_path / "out", expected_of(model_type, pair, 0.4))
     assert report["verified"]["loads_in_transformers"]
     kept = {int(row) for row in report["relatives"]["tokens"]["vlm_rows"]}
     assert kept == set(FAMILIES[model_type].rows)
@@ -87,9 +86,35 @@ def test_alpha_0_has_the_logits_of_the_text_lm(model_type, pairs, tmp_path):
     positions from 1 and reads its prompt in both directions: what it is asked for here is an answer
     (token_type_ids of 1), against its text LM at the same positions.
     """
-    merge(pairs(model_type), tmp_path / "out", 0, verify=False)
-    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "out").eval()
-    text = AutoModelForCausalLM.from_pretrained(pairs(model_type).text).eval()
+    assert_text_logits(model_type, pairs(model_type), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "text", "tied"),
+    [
+        ("aya_vision", "cohere", True), ("aya_vision", "gemma3_text", True),
+        ("cohere2_vision", "cohere2", False), ("gemma3", "gemma3_text", False),
+        ("idefics3", "llama", True), ("internvl", "qwen3", False), ("llava", "gemma", True),
+        ("llava_next", "llama", False), ("llava_onevision", "qwen2", True),
+        ("mistral3", "mistral", True), ("paligemma", "gemma2", True),
+        ("qwen2_5_vl", "qwen2", True), ("qwen3_vl", "qwen3", True),
+    ],
+)  # fmt: skip
+@torch.no_grad()
+def test_other_decoders_and_heads(model_type, text, tied, tmp_path):
+    """A family on another text LM, and the head it has less often."""
+    pair = save_family(model_type, tmp_path, text=text, tied=tied)
+    assert_text_logits(model_type, pair, tmp_path / "out")
+    report = merge(pair, tmp_path / "half", 0.4, verify=True)
+    assert_same(tmp_path / "half", expected_of(model_type, pair, 0.4))
+    assert report["relatives"]["differences"] == []
+
+
+def assert_text_logits(model_type, pair, out):
+    """At alpha 0 the VLM has the text LM's logits, which the VLM before has not."""
+    merge(pair, out, 0, verify=False)
+    merged = AutoModelForImageTextToText.from_pretrained(out, **EXACT).eval()
+    text = AutoModelForCausalLM.from_pretrained(pair.text, **EXACT).eval()
     special = FAMILIES[model_type].rows
     others = [row for row in range(VOCABULARY) if row not in special]
     ids = torch.tensor(others[3:])[None]
@@ -102,7 +127,7 @@ def test_alpha_0_has_the_logits_of_the_text_lm(model_type, pairs, tmp_path):
     wanted = text(input_ids=ids, **theirs).logits[..., others]
     assert wanted.std() > 0.01
     assert torch.equal(found, wanted)
-    vlm = AutoModelForImageTextToText.from_pretrained(pairs(model_type).vlm).eval()
+    vlm = AutoModelForImageTextToText.from_pretrained(pair.vlm, **EXACT).eval()
     assert not torch.equal(vlm(input_ids=ids, **ours).logits[..., others] * scale, wanted)
 
 
@@ -181,9 +206,36 @@ def test_an_untied_vlm_takes_a_tied_text_lm(pairs, tmp_path):
     assert same_bits(out["language_model.lm_head.weight"], text[EMBEDDING])
 
 
-def copy(folder, target):
-    import shutil
+def test_mistral_small_does_not_say_whether_it_ties(pairs, tmp_path):
+    """As its first files: a head of its own, and nothing in config.json; its class ties by default,
+    and transformers leaves the two heads apart since they differ."""
+    pair = Pair(copy(pairs("mistral3").vlm, tmp_path / "vlm"), pairs("mistral3").text)
+    config = json.loads((pair.vlm / "config.json").read_text())
+    text_config = {k: v for k, v in config["text_config"].items() if k != "tie_word_embeddings"}
+    edit_config(pair.vlm, tie_word_embeddings=None, text_config=text_config)
+    merge(pair, tmp_path / "out", 0.4, verify=True)
+    assert_same(tmp_path / "out", expected_of("mistral3", pair, 0.4))
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    assert model.lm_head.weight is not model.get_input_embeddings().weight
 
+
+def test_equal_heads_that_are_not_tied_part(pairs, tmp_path):
+    """The vlm's head happens to be its embedding; its config says they are two, so they are."""
+    pair = Pair(copy(pairs("llava").vlm, tmp_path / "vlm"), pairs("llava").text)
+    name, head = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
+    edit(pair.vlm, lambda tensors: tensors | {head: tensors[name].clone()})
+    merge(pair, tmp_path / "out", 0, verify=True)
+    assert same_bits(load(tmp_path / "out")[head], load(pair.text)[HEAD])
+
+
+def assert_same(folder, expected):
+    out = load(folder)
+    assert list(out) == list(expected)
+    for name, value in out.items():
+        assert same_bits(value, expected[name]), name
+
+
+def copy(folder, target):
     return shutil.copytree(folder, target)
 
 
