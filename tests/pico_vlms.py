@@ -118,6 +118,16 @@ FAMILIES: dict[str, Family] = {
         changes=dict(projection_dim=32, hidden_size=32, vocab_size=VOCABULARY),
         tied=True,
     ),
+    "qwen2_vl": Family(
+        "qwen2",
+        "qwen2_vl_vision",
+        vision_changes=dict(
+            depth=2, embed_dim=16, hidden_size=32, num_heads=2, patch_size=2, mlp_ratio=2
+        ),
+        tokens=QWEN_TOKENS,
+        mrope={"mrope_section": [2, 1, 1]},
+        projector=("model.visual.merger.",),
+    ),
     "qwen2_5_vl": Family(
         "qwen2",
         "qwen2_5_vl_vision",
@@ -141,9 +151,21 @@ FAMILIES: dict[str, Family] = {
         decoder="model.text_model.",
         projector=("model.connector.",),
     ),
+    "smolvlm": Family(
+        "llama",
+        "smolvlm_vision",
+        tokens={"image_token_id": 5},
+        tied=True,
+        decoder="model.text_model.",
+        projector=("model.connector.",),
+    ),
 }
 # The decoder's type where a VLM has one of its own.
-DECODER_TYPES = {"qwen2_5_vl": "qwen2_5_vl_text", "qwen3_vl": "qwen3_vl_text"}
+DECODER_TYPES = {
+    "qwen2_vl": "qwen2_vl_text",
+    "qwen2_5_vl": "qwen2_5_vl_text",
+    "qwen3_vl": "qwen3_vl_text",
+}
 
 
 def make_text(model_type: str, *, tied: bool = False, **changes: Any) -> Any:

@@ -56,7 +56,7 @@ _QWEN2: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 _QWEN3: dict[str, Any] = {**_QWEN2, "head_dim": 128, "attention_bias": False}
-_QWEN2_5_VL: dict[str, Any] = {
+_QWEN2_VL: dict[str, Any] = {
     "hidden_size": 8192,
     "intermediate_size": 29568,
     "num_hidden_layers": 80,
@@ -130,7 +130,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "gemma": _GEMMA,
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA3,
-    "qwen2_5_vl_text": _QWEN2_5_VL,
+    "qwen2_vl_text": _QWEN2_VL,
+    "qwen2_5_vl_text": _QWEN2_VL,
     "qwen3_vl_text": _QWEN3_VL,
 }
 # Keys whose null says "none"; the null of any other key is as good as leaving it out.
@@ -138,7 +139,7 @@ MAY_BE_NULL = ("sliding_window", "final_logit_softcapping", "attn_logit_softcapp
 # Every how many layers one attends to all, where a config does not list them: `layer_types`.
 PATTERNS: Mapping[str, int] = {"cohere2": 4, "gemma2": 2, "gemma3_text": 6}
 # Types whose layers from `max_window_layers` on slide, if `use_sliding_window`; Qwen 3 VL never.
-WINDOWED = ("qwen2", "qwen3", "qwen2_5_vl_text", "qwen3_vl_text")
+WINDOWED = ("qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
 WINDOWED_SLIDING_WINDOW = 4096
 # Gemma's first files say `gelu` and mean its approximation, as the class does.
 SAME_VALUES: Mapping[tuple[str, str, Any], Any] = {
@@ -149,7 +150,11 @@ SAME_VALUES: Mapping[tuple[str, str, Any], Any] = {
 # gives each position three indices, which are equal outside pictures, and equal ones turn as the
 # plain rope does, whichever frequencies `mrope_section` gives to which index. Proven in logits, to
 # the last bit, by tests/merge/test_families.py. These keys, and the type `mrope`, are not compared.
-TEXT_LM_OF: Mapping[str, str] = {"qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
+TEXT_LM_OF: Mapping[str, str] = {
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+}
 MROPE_KEYS = ("mrope_section", "mrope_interleaved")
 # Settings that belong to the VLM, whatever its text LM has. PaliGemma reads picture and prompt in
 # both directions, and its answer (token_type_ids of 1) as the text LM does.
@@ -165,15 +170,17 @@ VLM_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "mistral3": {"text_model_type": "mistral", "tie_word_embeddings": True},
     "internvl": {"text_model_type": "qwen2", "tie_word_embeddings": True},
     "paligemma": {"text_model_type": "gemma", "tie_word_embeddings": True},
+    "qwen2_vl": {"text_model_type": "qwen2_vl_text", "tie_word_embeddings": False},
     "qwen2_5_vl": {"text_model_type": "qwen2_5_vl_text", "tie_word_embeddings": False},
     "qwen3_vl": {"text_model_type": "qwen3_vl_text", "tie_word_embeddings": False},
     "idefics3": {"text_model_type": "llama", "tie_word_embeddings": False},
+    "smolvlm": {"text_model_type": "llama", "tie_word_embeddings": False},
 }
 # These have one decoder class, whatever `text_config.model_type` says (Qwen's early files: the
 # VLM's own type).
-ONE_TEXT_TYPE = ("gemma3", "qwen2_5_vl", "qwen3_vl")
+ONE_TEXT_TYPE = ("gemma3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 # Configs before 4.52 have the decoder's settings beside the VLM's, and no `text_config`.
-FLAT_CONFIGS = ("qwen2_5_vl",)
+FLAT_CONFIGS = ("qwen2_vl", "qwen2_5_vl")
 # The decoder of a VLM whose config.json has no `text_config`, where it is not its class's default.
 TEXT_CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "mistral3": {
@@ -195,4 +202,5 @@ TEXT_CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "num_key_value_heads": 1,
     },
     "idefics3": {"rms_norm_eps": 1e-5},
+    "smolvlm": {"rms_norm_eps": 1e-5},
 }

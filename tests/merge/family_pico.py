@@ -13,7 +13,7 @@ from pico_vlms import FAMILIES, make_text, make_vlm
 Rename = Callable[[str], str]
 AS_SAVED = "5.x on disk"
 HAD_VISION_MODEL = ("clip_vision_model", "siglip_vision_model")  # inside the tower, before 5
-ONE_LAYOUT = ("qwen3_vl", "idefics3")
+ONE_LAYOUT = ("qwen3_vl", "idefics3", "smolvlm")
 
 
 def save_family(model_type: str, folder: Path, *, text: str = "", tied: bool | None = None) -> Pair:
@@ -35,7 +35,7 @@ def layouts(model_type: str) -> dict[str, Rename]:
             "before 5": lambda name: _with_vision_model(model_type, name),
             "base class": lambda name: name.removeprefix("model."),
         }
-    elif model_type == "qwen2_5_vl":
+    elif model_type in ("qwen2_vl", "qwen2_5_vl"):
         found = {
             AS_SAVED: _same,
             "in memory": _qwen_in_memory,

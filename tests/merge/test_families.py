@@ -181,19 +181,20 @@ def test_tables_of_old_files(model_type, pairs, tmp_path):
     merge(pair, tmp_path / "without", 0.4, verify=False)
 
 
-def test_config_of_before_4_52(pairs, tmp_path):
-    """Qwen 2.5 VL had the decoder's settings beside its own; transformers 5 reads that too."""
-    vlm = copy(pairs("qwen2_5_vl").vlm, tmp_path / "vlm")
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
+def test_config_of_before_4_52(model_type, pairs, tmp_path):
+    """Qwen's had the decoder's settings beside their own; transformers 5 reads that too."""
+    vlm = copy(pairs(model_type).vlm, tmp_path / "vlm")
     config = json.loads((vlm / "config.json").read_text())
     text = config.pop("text_config")
     rope = text.pop("rope_parameters")
     old = {"rope_theta": rope["rope_theta"],
            "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]}}  # fmt: skip
     (vlm / "config.json").write_text(json.dumps(text | old | config))
-    report = merge(Pair(vlm, pairs("qwen2_5_vl").text), tmp_path / "out", 0.4, verify=True)
+    report = merge(Pair(vlm, pairs(model_type).text), tmp_path / "out", 0.4, verify=True)
     assert report["relatives"]["differences"] == []
     edit_config(vlm, rope_theta=1e4)
-    assert plan_merge(vlm, pairs("qwen2_5_vl").text, force=True).relatives["differences"]
+    assert plan_merge(vlm, pairs(model_type).text, force=True).relatives["differences"]
 
 
 def test_an_untied_vlm_takes_a_tied_text_lm(pairs, tmp_path):

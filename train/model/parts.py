@@ -63,8 +63,8 @@ _LLAVA_WITH_NEWLINE = (
     Row("image_newline", "projector", "image_newline"),
     Row("model.image_newline", "projector", "image_newline"),
 )
-# What merges patches and leads to the decoder's width is the projector of Qwen; it lies in the
-# tower's module. Qwen 2.5 VL keeps `model.layers...` and `visual...` on disk, Qwen 3 VL the names
+# What merges patches and leads to the decoder's width is Qwen's projector; it lies in the tower's
+# module. Qwen 2 and 2.5 VL keep `model.layers...` and `visual...` on disk, Qwen 3 VL the names
 # of memory; the rows without `model.` are those of the base class.
 _QWEN_VL = (
     Row("model.", "decoder", "model."),
@@ -106,9 +106,11 @@ VLM_MODEL_TYPES: Mapping[str, tuple[Row, ...]] = MappingProxyType(
         "mistral3": _LLAVA,
         "internvl": _LLAVA,
         "paligemma": _LLAVA,
+        "qwen2_vl": _QWEN_VL,
         "qwen2_5_vl": _QWEN_VL,
         "qwen3_vl": _QWEN_VL,
         "idefics3": _IDEFICS,
+        "smolvlm": _IDEFICS,
     }
 )
 TEXT_MODEL_TYPES: Mapping[str, tuple[Row, ...]] = MappingProxyType(
