@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from merge.recipe.methods import METHODS, Settings, Values, linear
+from merge.recipe.linear import linear
+from merge.recipe.methods import METHODS, Settings, Values
 
 
 def test_linear_is_three_rounded_operations():
