@@ -51,7 +51,7 @@ def drop(vectors: Vectors, values: Values, settings: Settings) -> Vectors:
             density=settings.density,
             drop_seed=settings.drop_seed,
         )
-        vector.masked_fill_(~mask, 0).div_(settings.density)
+        vector.mul_(mask).div_(settings.density)
     return vectors
 
 

@@ -1,4 +1,4 @@
-"""The k-th largest magnitude of a tensor that is only ever seen in stretches: exact, in bounded memory.
+"""The k-th largest magnitude of a tensor that is only ever seen in stretches, exact.
 
 The bits of a float32 without its sign are a number that rises with its magnitude. Their upper half
 is counted in a first pass, the lower half of those that share the upper half of the wanted one in a
