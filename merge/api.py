@@ -26,7 +26,7 @@ from merge.proof.report import (
     read_report,
     write_report,
 )
-from merge.recipe.methods import Settings
+from merge.recipe.interface import Settings
 from merge.recipe.recipe import Recipe, make_recipe
 from merge.writing.output import OutputFile, plan_output
 from merge.writing.staging import (

@@ -1,63 +1,118 @@
-"""How far two checkpoints' weights are apart: relatives or strangers.
+"""How far two checkpoints' weights are apart, layer by layer: relatives or strangers.
 
-Looks at a few matrices only; settings are compared in `relatives`.
+Looks at stretches of a few matrices only; settings are compared in `relatives`.
 """
 
-from configs.errors import CheckpointError
-from merge.matching.tensor_table import EMBEDDING, TensorClass, TensorPlan
-from merge.reading.checkpoint import CHUNK_ELEMENTS, StoredTensor
-from merge.reading.chunks import ChunkReader, one_thread
+import re
+from collections.abc import Iterator
+from statistics import median
 
-NUM_MATRICES = 6
+from configs.errors import CheckpointError
+from merge.matching.tensor_table import TensorClass, TensorPlan
+from merge.reading.checkpoint import CHUNK_ELEMENTS, DTYPE_BYTES
+from merge.reading.chunks import ChunkReader, one_thread
+from train.model.parts import list_first
+
 # Independent weights of equal norm lie at sqrt(2); a fine-tuned decoder well below 1 of its start.
 MAX_DISTANCE = 1.0
+# Read of both files together: the look is not to be felt beside a merge, which reads gigabytes.
+MAX_BYTES = 16 << 20
+NUM_MATRICES = 2  # the largest of a layer
+NUM_STRETCHES = 4  # spread over a matrix: experts, heads and merged projections lie in blocks
+LAYER = re.compile(r"(model\.layers\.\d+)\..+")
 
 
 def measure_distances(table: list[TensorPlan]) -> dict[str, float]:
-    """{canonical name: ||vlm - text|| / ||text||} of a few decoder matrices spread over the depth.
+    """{decoder layer: ||vlm - text|| / ||text||}, in the order of depth.
 
-    Each from at most CHUNK_ELEMENTS elements at the middle of the matrix. Embeddings stay
-    out: they are the tensor most often left frozen, and would look related in any case.
+    Over NUM_STRETCHES stretches of each of the layer's largest matrices; at most MAX_BYTES are read
+    in all. Embeddings stay out: they are the tensor most often left frozen, and would look related
+    in any case. Infinite where a value is not finite, or where only the text LM's are zero.
     """
-    matrices = [
-        plan
-        for plan in table
-        if plan.tensor_class is TensorClass.MERGED
-        and len(plan.vlm.shape) == 2
-        and not plan.vlm_rows
-        and plan.name != EMBEDDING
-    ]
-    step = max(1, len(matrices) // NUM_MATRICES)
+    layers = _largest_matrices(table)
+    if not layers:
+        return {}
+    width = max(
+        DTYPE_BYTES[plan.vlm.dtype] + DTYPE_BYTES[plan.text.dtype]
+        for plans in layers.values()
+        for plan in plans
+        if plan.text is not None
+    )
+    length = MAX_BYTES // (len(layers) * NUM_MATRICES * NUM_STRETCHES * width)
+    length = max(1, min(length, CHUNK_ELEMENTS))
     with one_thread(), ChunkReader() as vlm_reader, ChunkReader() as text_reader:
         return {
-            plan.name: _distance(plan.vlm, plan.text, vlm_reader, text_reader)
-            for plan in matrices[::step][:NUM_MATRICES]
-            if plan.text is not None
+            layer: _distance(plans, length, vlm_reader, text_reader)
+            for layer, plans in layers.items()
         }
 
 
-def check_distances(distances: dict[str, float]) -> None:
-    """Raises CheckpointError when the two decoders look unrelated."""
-    far = {name: value for name, value in distances.items() if not value <= MAX_DISTANCE}
-    if far:
-        told = ", ".join(f"{name} {value:.2f}" for name, value in far.items())
-        raise CheckpointError(
-            f"the vlm's decoder was not trained from this text LM: relative weight distance above "
-            f"{MAX_DISTANCE} in {len(far)} of {len(distances)} matrices ({told}); relatives are "
-            "well below 1, strangers at about 1.4. Give the text LM that the VLM was built from, "
-            "or set force=true"
-        )
+def check_distances(distances: dict[str, float], *, force: bool = False) -> list[str]:
+    """Raises CheckpointError when the two decoders look unrelated; returns warnings.
+
+    The median decides: a merge of relatives one of whose layers was made anew is still one, and
+    worth a warning. With `force` strangers are one too.
+    """
+    far = {layer: value for layer, value in distances.items() if not value <= MAX_DISTANCE}
+    if not far:
+        return []
+    told = (
+        f"relative weight distance above {MAX_DISTANCE} in {len(far)} of {len(distances)} decoder "
+        f"layers ({list_first([f'{layer} {value:.2f}' for layer, value in far.items()])}; median "
+        f"{median(distances.values()):.2f}); relatives are well below 1, strangers at about 1.4. "
+    )
+    if median(distances.values()) <= MAX_DISTANCE:
+        return [told + "Were these layers of the vlm made anew, or is a file damaged?"]
+    message = (
+        f"the vlm's decoder was not trained from this text LM: {told}Give the text LM that the VLM "
+        "was built from, or set force=true"
+    )
+    if force:
+        return [message]
+    raise CheckpointError(message)
+
+
+def _largest_matrices(table: list[TensorPlan]) -> dict[str, list[TensorPlan]]:
+    """{layer: its largest merged matrices}, layers by number."""
+    layers: dict[str, list[TensorPlan]] = {}
+    for plan in table:
+        match = LAYER.fullmatch(plan.name)
+        if match and plan.tensor_class is TensorClass.MERGED and len(plan.vlm.shape) == 2:
+            layers.setdefault(match[1], []).append(plan)
+    return {
+        layer: sorted(layers[layer], key=lambda plan: (-plan.vlm.num_elements, plan.name))[
+            :NUM_MATRICES
+        ]
+        for layer in sorted(layers, key=lambda layer: int(layer.rsplit(".", 1)[1]))
+    }
 
 
 def _distance(
-    vlm: StoredTensor, text: StoredTensor, vlm_reader: ChunkReader, text_reader: ChunkReader
+    plans: list[TensorPlan], length: int, vlm_reader: ChunkReader, text_reader: ChunkReader
 ) -> float:
-    """Relative distance over one chunk at the middle of the matrix."""
-    start = max(0, (vlm.num_elements - CHUNK_ELEMENTS) // 2)
-    stop = min(vlm.num_elements, start + CHUNK_ELEMENTS)
-    vlm_values = vlm_reader.read(vlm, start, stop).float()
-    text_values = text_reader.read(text, start, stop).float()
-    difference, norm = float((vlm_values - text_values).norm()), float(text_values.norm())
-    if norm == 0:
-        return 0.0 if difference == 0 else float("inf")
-    return difference / norm
+    """Relative distance over the stretches of one layer's matrices, taken as one vector."""
+    difference = norm = 0.0
+    for plan in plans:
+        assert plan.text is not None, plan.name
+        for start, stop in _stretches(plan.vlm.num_elements, length):
+            vlm_values = vlm_reader.read(plan.vlm, start, stop).float()
+            text_values = text_reader.read(plan.text, start, stop).float()
+            difference += float((vlm_values - text_values).norm()) ** 2
+            norm += float(text_values.norm()) ** 2
+    if difference == 0:
+        return 0.0
+    ratio = (difference / norm) ** 0.5 if norm else float("inf")
+    return ratio if ratio == ratio else float("inf")  # NaN is no distance
+
+
+def _stretches(num_elements: int, length: int) -> Iterator[tuple[int, int]]:
+    """Half-open, evenly spread, disjoint; the whole where it is no longer than they are."""
+    if num_elements <= NUM_STRETCHES * length:
+        length = -(-num_elements // NUM_STRETCHES)
+    last = max(0, num_elements - length)
+    previous = 0
+    for number in range(NUM_STRETCHES):
+        start = max(previous, last * number // (NUM_STRETCHES - 1))
+        previous = min(num_elements, start + length)
+        if start < previous:
+            yield start, previous

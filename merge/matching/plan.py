@@ -3,16 +3,27 @@
 Everything but the weight distance is checked before torch is imported.
 """
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from configs.errors import CheckpointError
 from merge.matching.attach import attach_adapter, attach_base
-from merge.matching.relatives import Difference, find_differences
-from merge.matching.tensor_table import TensorPlan, build_table, check_roles
+from merge.matching.relatives import Difference, decoder_config, find_differences
+from merge.matching.tensor_table import (
+    TensorPlan,
+    build_table,
+    check_roles,
+    num_vocabulary_rows,
+    text_only,
+)
+from merge.matching.tokens import check_tokens, compare_tokens, describe_tokens
 from merge.reading.adapter import Adapter, read_adapter
 from merge.reading.checkpoint import Checkpoint, read_checkpoint
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,7 @@ class MergePlan:
     text: Checkpoint
     table: list[TensorPlan]
     relatives: dict[str, Any]
-    """How the two differ in settings and weights, for the report."""
+    """How the two differ in settings, tokens and weights, for the report."""
     base: Checkpoint | None = None
     adapter: Adapter | None = None
 
@@ -37,7 +48,7 @@ def plan_merge(
     force: bool = False,
     measure: bool = True,
 ) -> MergePlan:
-    """Reads headers and a few weights, and refuses what cannot be merged.
+    """Reads headers, tokenizers and a few weights, and refuses what cannot be merged.
 
     Args:
         vlm: folder of the vision-language model.
@@ -50,19 +61,15 @@ def plan_merge(
     Raises CheckpointError for checkpoints that are broken, swapped, or (unless forced) strangers.
     """
     vlm_checkpoint, text_checkpoint = read_checkpoint(vlm, "vlm"), read_checkpoint(text, "text")
-    table, differences = _match(vlm_checkpoint, text_checkpoint, force)
+    table, relatives = _match(vlm_checkpoint, text_checkpoint, force)
     base_checkpoint = adapter_checkpoint = None
     if base is not None:
         base_checkpoint = read_checkpoint(base, "base")
-        table = attach_base(table, _match(vlm_checkpoint, base_checkpoint, force)[0])
+        base_table, relatives["base"] = _match(vlm_checkpoint, base_checkpoint, force)
+        table = attach_base(table, base_table)
     if adapter is not None:
         adapter_checkpoint = read_adapter(adapter)
         table = attach_adapter(table, vlm_checkpoint, adapter_checkpoint)
-    relatives = {
-        "force": force,
-        "differences": [str(difference) for difference in differences],
-        "weight_distances": {},
-    }
     plan = MergePlan(
         vlm_checkpoint, text_checkpoint, table, relatives, base_checkpoint, adapter_checkpoint
     )
@@ -75,26 +82,43 @@ def measure_relatives(plan: MergePlan) -> None:
     """Adds the weight distances to `plan.relatives`; raises CheckpointError for strangers."""
     from merge.matching.distance import check_distances, measure_distances  # imports torch
 
-    plan.relatives["weight_distances"] = measure_distances(plan.table)
-    if not plan.relatives["force"]:
-        check_distances(plan.relatives["weight_distances"])
+    distances = measure_distances(plan.table)
+    warnings = check_distances(distances, force=plan.relatives["force"])
+    for warning in warnings:
+        log.warning("%s", warning)
+    plan.relatives.update(weight_distances=distances, warnings=warnings)
 
 
 def _match(
     vlm: Checkpoint, text: Checkpoint, force: bool
-) -> tuple[list[TensorPlan], list[Difference]]:
-    """The table of a VLM and a text LM, and the settings in which they differ."""
+) -> tuple[list[TensorPlan], dict[str, Any]]:
+    """The table of a VLM and a text LM, and how the two differ in settings and tokens."""
     check_roles(vlm, text)
     differences = find_differences(vlm.config, text.config)
     if differences and not force:
-        raise CheckpointError(_explain_differences(differences))
-    return build_table(vlm, text), differences
+        raise CheckpointError(_explain_differences(differences, vlm.config))
+    tokens = compare_tokens(vlm, text)
+    if not force:
+        check_tokens(tokens)
+    table = build_table(vlm, text, tokens=tokens)
+    return table, {
+        "force": force,
+        "differences": [str(difference) for difference in differences],
+        "tokens": describe_tokens(tokens, num_vocabulary_rows(table)),
+        "text_tensors_not_merged": text_only(table, text),
+        "dropped_text_rows": {
+            plan.name: list(plan.dropped_text_rows) for plan in table if plan.dropped_text_rows
+        },
+    }
 
 
-def _explain_differences(differences: list[Difference]) -> str:
+def _explain_differences(differences: list[Difference], vlm_config: Mapping[str, Any]) -> str:
     """The message for configs that do not belong together."""
     told = "; ".join(str(difference) for difference in differences)
+    built_from = decoder_config(vlm_config).get("_name_or_path")
+    named = f" (its config.json names {built_from!r})" if built_from else ""
     return (
         f"the vlm's decoder and the text LM are different models ({len(differences)} settings): "
-        f"{told}. Give the text LM that the VLM was built from, or set force=true"
+        f"{told}. Give the text LM that the VLM was built from{named}: with the vlm's settings its "
+        "weights would mean something else. To merge them all the same, set force=true"
     )

@@ -9,93 +9,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MAX_SHOWN_CHARS = 80
+from merge.matching.config_defaults import (
+    DEFAULTS,
+    FLAT_CONFIGS,
+    MAY_BE_NULL,
+    MROPE_KEYS,
+    ONE_TEXT_TYPE,
+    PATTERNS,
+    SAME_VALUES,
+    SETTINGS_OF_VLM,
+    TEXT_CONFIGS,
+    TEXT_LM_OF,
+    VLM_DEFAULTS,
+    WINDOWED,
+    WINDOWED_SLIDING_WINDOW,
+)
 
-# What transformers assumes when config.json leaves a key out: hub configs of VLMs often hold only
-# what differs. Contract: equal to the defaults of the config classes, by test_relatives.py.
-_COHERE: dict[str, Any] = {
-    "hidden_size": 8192,
-    "intermediate_size": 22528,
-    "num_hidden_layers": 40,
-    "num_attention_heads": 64,
-    "hidden_act": "silu",
-    "layer_norm_eps": 1e-5,
-    "attention_bias": False,
-    "logit_scale": 0.0625,
-    "tie_word_embeddings": True,
-}
-_LLAMA: dict[str, Any] = {
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-}
-_MISTRAL: dict[str, Any] = {
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "sliding_window": 4096,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-}
-_QWEN3: dict[str, Any] = {
-    "hidden_size": 4096,
-    "intermediate_size": 22016,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "head_dim": 128,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "attention_bias": False,
-    "use_sliding_window": False,
-    "max_window_layers": 28,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-}
-_GEMMA3: dict[str, Any] = {
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "hidden_activation": "gelu_pytorch_tanh",
-    "rms_norm_eps": 1e-6,
-    "attention_bias": False,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
-    "use_bidirectional_attention": False,
-    "rope_theta": 1_000_000.0,
-    "rope_local_base_freq": 10000.0,
-    "tie_word_embeddings": True,
-}
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "cohere2": {**_COHERE, "rope_theta": 10000.0, "sliding_window": 4096},
-    "cohere": {**_COHERE, "rope_theta": 500000.0, "use_qk_norm": False},
-    "llama": _LLAMA,
-    "mistral": _MISTRAL,
-    "qwen3": _QWEN3,
-    "gemma3_text": _GEMMA3,
-}
-# Every how many layers one attends to all, where a config does not list them: `layer_types`.
-PATTERNS: Mapping[str, int] = {"cohere2": 4, "gemma3_text": 6}
+MAX_SHOWN_CHARS = 80
 _OF_ROPE = ("rope_theta", "rope_local_base_freq")
-VLM_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "aya_vision": {"text_model_type": "cohere2", "tie_word_embeddings": True},
-    "cohere2_vision": {"text_model_type": "cohere2", "tie_word_embeddings": True},
-    "llava": {"text_model_type": "llama", "tie_word_embeddings": False},
-}
+_OF_WINDOWS = ("use_sliding_window", "max_window_layers")
+_SCALED_ROPES = ("llama3", "yarn", "longrope")
 
 
 @dataclass(frozen=True)
@@ -111,33 +44,49 @@ class Difference:
 
 
 def decoder_config(vlm_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The VLM's `text_config`, with its `model_type` filled in."""
-    default = VLM_DEFAULTS[str(vlm_config["model_type"])]["text_model_type"]
-    return {"model_type": default, **(vlm_config.get("text_config") or {})}
+    """The VLM's `text_config`, with its `model_type` filled in; of old Qwen files the top level."""
+    vlm_type = str(vlm_config["model_type"])
+    default = VLM_DEFAULTS[vlm_type]["text_model_type"]
+    stated = vlm_config.get("text_config")
+    if not stated and vlm_type in FLAT_CONFIGS:
+        stated = vlm_config
+    config = {"model_type": default, **(stated or TEXT_CONFIGS.get(vlm_type, {}))}
+    if vlm_type in ONE_TEXT_TYPE:
+        config["model_type"] = default
+    return config
 
 
-def is_tied_by_config(config: Mapping[str, Any]) -> bool:
-    """Whether the config ties `lm_head` to `embed_tokens`.
+def is_tied_by_config(config: Mapping[str, Any]) -> bool | None:
+    """Whether the config ties `lm_head` to `embed_tokens`; None where only the weights can tell.
 
-    VLM files state it at the top level, in `text_config`, or (old ones) in neither.
+    VLM files state it at the top level, in `text_config`, or (old ones) in neither. transformers 4
+    went by the decoder, 5 goes by the top level: where the two differ, stated or by default, no
+    answer is right for both (Mistral Small 3.1 says nothing, has a head of its own, and its
+    classes' defaults are tied and untied).
     """
     model_type = str(config.get("model_type"))
-    stated = [config.get("tie_word_embeddings")]
-    stated.append((config.get("text_config") or {}).get("tie_word_embeddings"))
-    if all(value is None for value in stated):
-        defaults = VLM_DEFAULTS.get(model_type) or DEFAULTS.get(model_type) or {}
-        return bool(defaults.get("tie_word_embeddings"))
-    return any(stated)
+    places = (config, config.get("text_config") or {})
+    stated = {place["tie_word_embeddings"] for place in places if _has_tie(place)}
+    if not stated:
+        stated = {_default_tie(model_type)}
+        if model_type in VLM_DEFAULTS:
+            text_type = decoder_config(config)["model_type"]
+            stated.add(_default_tie(TEXT_LM_OF.get(text_type, text_type)))
+    return bool(stated.pop()) if len(stated) == 1 else None
 
 
 def find_differences(
     vlm_config: Mapping[str, Any], text_config: Mapping[str, Any]
 ) -> list[Difference]:
     """Every setting that gives the same weights another meaning in the two models."""
-    vlm = _describe(decoder_config(vlm_config))
-    vlm["tie_word_embeddings"] = is_tied_by_config(vlm_config)
-    text = _describe(text_config)
-    keys = list(dict.fromkeys([*vlm, *text]))
+    vlm, text = _describe(decoder_config(vlm_config)), _describe(text_config)
+    ignored = SETTINGS_OF_VLM.get(str(vlm_config["model_type"]), ())
+    keys = [key for key in dict.fromkeys([*vlm, *text]) if key not in ignored]
+    # A head of its own can take a tied text LM's, which is its embedding; not the other way.
+    vlm_tied, text_tied = is_tied_by_config(vlm_config), is_tied_by_config(text_config)
+    if vlm_tied and text_tied is False:
+        keys.append("tie_word_embeddings")
+        vlm["tie_word_embeddings"], text["tie_word_embeddings"] = vlm_tied, text_tied
     return [
         Difference(key, vlm.get(key), text.get(key))
         for key in keys
@@ -145,15 +94,25 @@ def find_differences(
     ]
 
 
+def _has_tie(config: Mapping[str, Any]) -> bool:
+    return config.get("tie_word_embeddings") is not None
+
+
+def _default_tie(model_type: str) -> bool:
+    """What transformers assumes of a model type."""
+    defaults = VLM_DEFAULTS.get(model_type) or DEFAULTS.get(model_type) or {}
+    return bool(defaults.get("tie_word_embeddings"))
+
+
 def _describe(config: Mapping[str, Any]) -> dict[str, Any]:
     """The compared settings of one text config, absent ones filled with their defaults."""
-    model_type = str(config.get("model_type"))
-    defaults = DEFAULTS.get(model_type, {})
-    facts: dict[str, Any] = {"model_type": model_type}
+    own_type = str(config.get("model_type"))
+    defaults = DEFAULTS.get(own_type, {})
+    facts: dict[str, Any] = {"model_type": TEXT_LM_OF.get(own_type, own_type)}
     facts |= {
-        key: config[key] if config.get(key) is not None else default
+        key: _value(own_type, config, key, default)
         for key, default in defaults.items()
-        if key not in _OF_ROPE
+        if key not in (*_OF_ROPE, *_OF_WINDOWS, "tie_word_embeddings")
     }
     heads = facts.get("num_attention_heads")
     kv_heads = config.get("num_key_value_heads") or facts.get("num_key_value_heads")
@@ -162,9 +121,35 @@ def _describe(config: Mapping[str, Any]) -> dict[str, Any]:
         head_dim = config.get("head_dim") or facts.get("head_dim")
         facts["head_dim"] = head_dim or facts["hidden_size"] // heads
     facts["rope_parameters"] = _describe_ropes(config, defaults)
-    if model_type in PATTERNS:
+    if own_type in PATTERNS:
         facts["layer_types"] = config.get("layer_types") or _expand_pattern(config, facts)
+    if own_type in WINDOWED:
+        facts |= _describe_windows(config, defaults, facts["num_hidden_layers"])
     return facts
+
+
+def _value(model_type: str, config: Mapping[str, Any], key: str, default: Any) -> Any:
+    """One setting as transformers reads it."""
+    value = config.get(key)
+    if value is None and not (key in config and key in MAY_BE_NULL):
+        value = default
+    if key == "use_bidirectional_attention":
+        return bool(value)
+    return SAME_VALUES.get((model_type, key, value), value) if isinstance(value, str) else value
+
+
+def _describe_windows(
+    config: Mapping[str, Any], defaults: Mapping[str, Any], num_layers: int
+) -> dict[str, Any]:
+    """Sliding window and layer types of Qwen, whose windows are off unless a switch is on."""
+    uses = config.get("use_sliding_window") and "use_sliding_window" in defaults
+    window = config.get("sliding_window", WINDOWED_SLIDING_WINDOW) if uses else None
+    first = config.get("max_window_layers", defaults.get("max_window_layers"))
+    types = [
+        "sliding_attention" if window is not None and layer >= first else "full_attention"
+        for layer in range(num_layers)
+    ]
+    return {"sliding_window": window, "layer_types": config.get("layer_types") or types}
 
 
 def _describe_ropes(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,8 +174,12 @@ def _describe_rope(config: Mapping[str, Any], default_theta: float | None) -> di
     """
     stated = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     kind = stated.pop("type", None)
+    kind = stated.pop("rope_type", None) or kind or "default"
     theta = stated.pop("rope_theta", None) or config.get("rope_theta") or default_theta
-    return {"rope_theta": theta, "rope_type": stated.pop("rope_type", kind or "default"), **stated}
+    if kind in _SCALED_ROPES:
+        stated.setdefault("original_max_position_embeddings", config.get("max_position_embeddings"))
+    rest = {key: value for key, value in stated.items() if key not in MROPE_KEYS}
+    return {"rope_theta": theta, "rope_type": "default" if kind == "mrope" else kind, **rest}
 
 
 def _expand_pattern(config: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from PIL import Image
 from configs.errors import CheckpointError, first_line
 from merge.proof.recompute import recompute
 from merge.reading.inputs import InputReader
-from merge.recipe.methods import MergeMethod, Settings
+from merge.recipe.interface import MergeMethod, Settings
 from merge.writing.output import OutputFile, OutputTensor
 from train.model.parts import PartName, list_first, map_names
 from train.saving.disk import format_bytes

@@ -7,7 +7,7 @@ import torch
 from merge.reading.chunks import TORCH_DTYPES
 from merge.reading.inputs import InputReader
 from merge.recipe.apply import TensorMerge
-from merge.recipe.methods import MergeMethod, Settings, Values
+from merge.recipe.interface import MergeMethod, Settings, Values
 from merge.recipe.segments import split
 from merge.writing.output import OutputTensor, pieces
 
@@ -28,9 +28,7 @@ def recompute(
     def read(start: int, stop: int) -> Values:
         assert plan.text is not None
         text = reader.text(plan.text, start, stop)
-        base = text
-        if method.reads_base:
-            base = reader.base(plan.text if plan.base is None else plan.base, start, stop)
+        base = text if plan.base is None else reader.base(plan.base, start, stop)
         vlm = reader.vlm(plan, start, stop)
         return Values(text=text, vlm=vlm, base=base, tensor=plan.name, start=start)
 

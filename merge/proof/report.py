@@ -14,7 +14,7 @@ from merge.matching.tensor_table import TensorPlan
 from merge.reading.adapter import Adapter
 from merge.reading.checkpoint import Checkpoint, Shard, StoredTensor
 from merge.recipe.alpha import LAYER
-from merge.recipe.methods import Settings
+from merge.recipe.interface import Settings
 from merge.writing.output import OutputFile
 from merge.writing.staging import REPORT_FILE, flush_to_disk
 from train.model.parts import PARTS

@@ -14,7 +14,7 @@ import numpy as np
 from configs.errors import CheckpointError
 from merge.matching.plan import MergePlan
 from merge.reading.checkpoint import Checkpoint, StoredTensor, read_checkpoint, same_bytes
-from merge.recipe.methods import Settings
+from merge.recipe.interface import Settings
 from merge.recipe.recipe import Recipe
 from merge.writing.output import OutputFile, OutputTensor, Piece, pieces
 from train.model.parts import list_first

@@ -61,7 +61,7 @@ class InputReader:
         return self._text.chunks.last(num_elements, dtype)
 
     def base(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
-        """Values of the third model, or a further copy of the text LM's, float32."""
+        """Values of the third model, float32."""
         return self._base.read(tensor, start, stop)
 
     def vlm(self, plan: Sources, start: int, stop: int) -> torch.Tensor:

@@ -68,7 +68,8 @@ def parse_alpha(alpha: object, overrides: Mapping[str, object], *, extrapolate: 
                     f"expression ({error})"
                 ) from error
     spec = AlphaSpec(_parse(alpha, "alpha"), parsed)
-    for key, value in {"alpha": spec.alpha, **spec.overrides}.items():
+    told = {f"alpha_overrides.{key}": value for key, value in parsed.items()}
+    for key, value in {"alpha": spec.alpha, **told}.items():
         numbers = [value] if isinstance(value, float) else [point[1] for point in value]
         outside = [number for number in numbers if not 0 <= number <= 1]
         if outside and not extrapolate:
@@ -103,7 +104,8 @@ def resolve_alphas(spec: AlphaSpec, names: Iterable[str], num_layers: int) -> di
         raise ConfigError(
             f"alpha_overrides: {len(unused)} of {len(keys)} decide about no tensor of the decoder: "
             f"{list_first(unused)}. Names are like {list_first(list(alphas), 2)}; kinds are "
-            f"{', '.join(KINDS)}; a later override hides an earlier one"
+            f"{', '.join(KINDS)}; a later override hides an earlier one, and a tied LM head goes "
+            "with the embeddings"
         )
     return alphas
 
@@ -146,7 +148,8 @@ def _parse(value: object, key: str) -> Alpha:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    """Whether it is a finite number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _at_depth(alpha: Alpha, depth: float) -> float:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from merge.matching.tensor_table import TensorPlan
-from merge.recipe.methods import MergeMethod, Settings, Source, Values
+from merge.matching.tensor_table import EMBEDDING, TensorClass, TensorPlan
+from merge.recipe.interface import MergeMethod, Settings, Source, Values
 from merge.recipe.segments import segments, split
 
 Read = Callable[[int, int], Values]
@@ -22,6 +22,8 @@ class TensorMerge:
     def __init__(self, plan: TensorPlan, method: MergeMethod, settings: Settings) -> None:
         self.plan, self.method, self.settings = plan, method, settings
         self.copies: Source | None = method.copies(settings)
+        # What is drawn at random goes by name, and a tied head has to stay equal to its embedding.
+        self.name = EMBEDDING if plan.tensor_class is TensorClass.TIED else plan.name
         self._found: Any = None
 
     @property
@@ -36,15 +38,18 @@ class TensorMerge:
         assert self.method.prepare is not None
         stretches = [pair for pair in split_segments(self.plan) if pair[2]]
 
-        def values() -> Iterator[Values]:
+        def merged() -> Iterator[Values]:
             for start, stop, _ in stretches:
-                yield read(start, stop)
+                values = read(start, stop)
+                values.tensor = self.name
+                yield values
 
         size = sum(stop - start for start, stop, _ in stretches)
-        self._found = self.method.prepare(values, self.settings, size)
+        self._found = self.method.prepare(merged, self.settings, size)
 
     def merge(self, values: Values) -> torch.Tensor:
         """Merged values of one stretch, float32; may share the memory of `values`."""
+        values.tensor = self.name
         return self.method.merge(values, self.settings, self._found)
 
 
@@ -81,7 +86,7 @@ def merge_whole(
         parts = {
             name: source[start:stop].to(torch.float32, copy=True) for name, source in flat.items()
         }
-        return Values(**parts, tensor=plan.name, start=start)
+        return Values(**parts, tensor=work.name, start=start)
 
     work.prepare(read)
     for start, stop, merged in split_segments(plan):

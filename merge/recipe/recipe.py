@@ -1,5 +1,7 @@
 """What is asked for: a method and its settings, for each tensor. No torch."""
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -7,7 +9,10 @@ from typing import Any
 from configs.errors import ConfigError
 from merge.matching.tensor_table import EMBEDDING, LM_HEAD, TensorClass, TensorPlan
 from merge.recipe.alpha import LAYER, AlphaSpec, parse_alpha, resolve_alphas
-from merge.recipe.methods import METHODS, MergeMethod, Settings
+from merge.recipe.interface import MergeMethod, Settings
+from merge.recipe.methods import METHODS
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,24 +76,65 @@ def make_recipe(
     if chosen is None:
         raise ConfigError(f"method={method}: there is no such one; {', '.join(METHODS)}")
     given = {key: value for key, value in settings.items() if value is not None}
-    for key in given:
-        if key not in chosen.uses:
+    _check_read(chosen, given)
+    _check_base(chosen, given, has_base)
+    _check_numbers(chosen, given)
+    spec = parse_alpha(alpha, alpha_overrides or {}, extrapolate=extrapolate)
+    if not has_base and given.get("density", 1) < 1:
+        log.warning(
+            "method=%s without base thins out the VLM's only task vector, which a 2026 study found "
+            "among the most damaging settings; give base=FOLDER, or take method=linear",
+            method,
+        )
+    return Recipe(spec, chosen, Settings(**given, has_base=has_base))
+
+
+def _check_read(method: MergeMethod, given: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a setting that the method does not read."""
+    for key, value in given.items():
+        if key not in method.uses:
             readers = [name for name, item in METHODS.items() if key in item.uses]
+            told = f"{', '.join(readers)} do" if readers else "none does"
             raise ConfigError(
-                f"{key}={given[key]}: method={method} does not read it; {', '.join(readers)} do. "
-                f"Leave it out, or choose one of them"
+                f"{key}={value}: method={method.name} does not read it; {told}. Leave it out, or "
+                "choose one that does"
             )
-    if has_base and not chosen.takes_base:
+
+
+def _check_base(method: MergeMethod, given: Mapping[str, Any], has_base: bool) -> None:
+    """Raises ConfigError where a third model is wanted and not given, or given and not wanted."""
+    if has_base and not method.takes_base:
         readers = [name for name, item in METHODS.items() if item.takes_base]
-        raise ConfigError(f"base: method={method} takes no third model; {', '.join(readers)} do")
-    if "density" in chosen.uses and not 0 < given.get("density", -1) <= 1:
+        raise ConfigError(
+            f"base: method={method.name} takes no third model; {', '.join(readers)} do"
+        )
+    if has_base:
+        return
+    wanted = "give base=FOLDER, a model that both were trained from"
+    if method.needs_base is not None:
+        raise ConfigError(f"method={method.name} needs a base: {method.needs_base}; {wanted}")
+    if given.get("normalize"):
+        raise ConfigError(
+            "normalize=true without base: alpha would be divided by itself, as the VLM's is the "
+            f"only task vector; {wanted}"
+        )
+    if "text_weight" in given:
+        raise ConfigError(
+            f"text_weight={given['text_weight']} without base: the text LM is the base, and its "
+            f"own task vector zero; {wanted}"
+        )
+
+
+def _check_numbers(method: MergeMethod, given: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a number that is out of range."""
+    if "density" in method.uses and not 0 < given.get("density", -1) <= 1:
         told = given.get("density", "not given")
         raise ConfigError(
-            f"density is {told}; method={method} needs the share of each task vector to keep, above"
-            " 0 and at most 1, such as density=0.5"
+            f"density is {told}; method={method.name} needs the share of each task vector to keep, "
+            "above 0 and at most 1, such as density=0.5"
         )
-    spec = parse_alpha(alpha, alpha_overrides or {}, extrapolate=extrapolate)
-    return Recipe(spec, chosen, Settings(**given, has_base=has_base))
+    if not math.isfinite(given.get("text_weight", 0)):
+        raise ConfigError(f"text_weight={given['text_weight']}: give a number, such as 1")
 
 
 def _plain(alpha: object) -> object:

@@ -3,7 +3,6 @@
 A candidate is a name and a recipe. Its name is that of its file, row and label everywhere.
 """
 
-import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 from configs.errors import ConfigError
 from configs.rules import TEXT_LM
 from merge.matching.tensor_table import TensorPlan
+from merge.recipe.alpha import parse_alpha
 from merge.recipe.recipe import Recipe, make_recipe
 
 
@@ -20,16 +20,11 @@ class Candidate:
     """One decoder that might be chosen."""
 
     name: str
+    recipe: Recipe
     arguments: Mapping[str, Any]
     """Of `make_recipe`, but for `has_base`."""
-    has_base: bool = False
     alpha: float | None = None
     """The number it is called by; None for a schedule."""
-
-    @functools.cached_property
-    def recipe(self) -> Recipe:
-        """What is merged, and how."""
-        return make_recipe(**self.arguments, has_base=self.has_base)
 
     @property
     def file_name(self) -> str:
@@ -45,6 +40,7 @@ def list_candidates(
     alphas: Sequence[float],
     schedules: Mapping[str, tuple[object, Mapping[str, object]]],
     has_base: bool = False,
+    extrapolate: bool = False,
     **method: Any,
 ) -> list[Candidate]:
     """Every candidate, in the order given: alphas, then schedules.
@@ -53,46 +49,48 @@ def list_candidates(
         alphas: one of all tensors each; 0 is among them.
         schedules: {name: (alpha, alpha_overrides)} as `make_recipe` takes them.
         has_base: whether there is a third model.
+        extrapolate: allow alphas outside [0, 1].
         method: what else `make_recipe` takes.
 
     Raises ConfigError for what cannot be a recipe, naming the schedule.
     """
+    common = make_recipe(has_base=has_base, extrapolate=extrapolate, **method)
     said: list[tuple[str, object, Mapping[str, object], float | None]] = [
         *((_show(alpha), alpha, {}, alpha + 0.0) for alpha in alphas),
         *((name, alpha, overrides, None) for name, (alpha, overrides) in schedules.items()),
     ]
     found = []
     for name, alpha, overrides, number in said:
-        arguments = {"alpha": alpha, "alpha_overrides": dict(overrides), **method}
-        found.append(Candidate(name, arguments, has_base, number))
-        with told_of(found[-1]):
-            found[-1].recipe  # noqa: B018
+        with _told_of(name, number):
+            spec = parse_alpha(alpha, overrides, extrapolate=extrapolate)
+        told = {"alpha": alpha, "alpha_overrides": dict(overrides), "extrapolate": extrapolate}
+        found.append(Candidate(name, replace(common, alpha=spec), told | method, number))
     if not any(map(_is_text_lm, found)):  # a method that trims or drops, at alpha 0
-        found.insert(0, Candidate(TEXT_LM, {"alpha": 0.0}))
+        found.insert(0, Candidate(TEXT_LM, make_recipe(alpha=0), {"alpha": 0.0}))
     return found
 
 
 def check_against(candidates: Iterable[Candidate], table: Sequence[TensorPlan]) -> None:
     """Raises ConfigError for overrides that decide about no tensor, naming the schedule."""
     for candidate in candidates:
-        with told_of(candidate):
+        with _told_of(candidate.name, candidate.alpha):
             candidate.recipe.for_tensors(table)
-
-
-@contextmanager
-def told_of(candidate: Candidate) -> Iterator[None]:
-    """Says of which schedule an error tells."""
-    try:
-        yield
-    except ConfigError as error:
-        if candidate.alpha is not None:
-            raise
-        raise ConfigError(f"schedules.{candidate.name}: {error}") from error
 
 
 def find_text_lm(candidates: Sequence[Candidate]) -> Candidate:
     """The candidate whose decoder is the text LM's, bytes copied."""
     return next(filter(_is_text_lm, candidates))
+
+
+@contextmanager
+def _told_of(name: str, alpha: float | None) -> Iterator[None]:
+    """Says of which schedule an error tells."""
+    try:
+        yield
+    except ConfigError as error:
+        if alpha is not None:
+            raise
+        raise ConfigError(f"schedules.{name}: {error}") from error
 
 
 def _is_text_lm(candidate: Candidate) -> bool:

@@ -26,7 +26,7 @@ def write_chosen(
         out=out,
         alpha=recipe.pop("alpha"),
         recipe=recipe,
-        base=base if candidate.has_base else None,
+        base=base if candidate.recipe.settings.has_base else None,
         force=force,
         num_threads=num_threads,
     )

@@ -16,7 +16,7 @@ from merge.reading.checkpoint import CHUNK_ELEMENTS, StoredTensor
 from merge.reading.chunks import TORCH_DTYPES, is_finite
 from merge.reading.inputs import InputReader
 from merge.recipe.apply import TensorMerge
-from merge.recipe.methods import MergeMethod, Settings, Values
+from merge.recipe.interface import MergeMethod, Settings, Values
 from merge.recipe.segments import split
 from merge.writing.output import OutputTensor, Piece
 from merge.writing.rounding import SAMPLE_EVERY, Rounding
@@ -131,9 +131,7 @@ class Computer:
         assert plan.text is not None
         reader = self._reader()
         text = reader.text(plan.text, start, stop)
-        base = text
-        if self._method.reads_base:
-            base = reader.base(plan.text if plan.base is None else plan.base, start, stop)
+        base = text if plan.base is None else reader.base(plan.base, start, stop)
         vlm = reader.vlm(plan, start, stop)
         return Values(text=text, vlm=vlm, base=base, tensor=plan.name, start=start)
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from merge.matching.tensor_table import MERGED_DTYPES, TensorPlan
 from merge.reading.checkpoint import DTYPE_BYTES, Checkpoint, Shard, StoredTensor
-from merge.recipe.methods import Source
+from merge.recipe.interface import Source
 from merge.recipe.segments import segments
 
 DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}

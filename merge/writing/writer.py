@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from merge.reading.checkpoint import CHUNK_ELEMENTS, DTYPE_BYTES
-from merge.recipe.methods import MergeMethod, Settings
+from merge.recipe.interface import MergeMethod, Settings
 from merge.writing.copies import Range, copy_range, ranges, write_at
 from merge.writing.output import OutputFile, OutputTensor, Piece, pieces
 

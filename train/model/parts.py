@@ -4,8 +4,9 @@ Every tensor of a VLM belongs to one part: `vision_tower`, `projector` or `decod
 decoder names are those of the text LM (`model.layers.0...`, `lm_head.weight`); canonical tower and
 projector names start inside the part (`encoder.layers.0...`, `linear_1.weight`).
 
-Contract: each row is proven on a pico model of the real class, on disk and in memory, by
-tests/train/model/test_parts.py. A further family is a row here plus a case there.
+Contract: each row is proven on a pico model of the real class, in every layout, by
+tests/train/model/test_parts.py and tests/merge/test_families.py. A further family is a row here
+plus a case in tests/pico_vlms.py.
 """
 
 from collections.abc import Iterable, Mapping
@@ -37,14 +38,16 @@ class Row:
     canonical: str
 
 
-# The `llava` conversion of transformers (conversion_mapping.py, 5.23) covers aya_vision too:
-# files keep the pre-4.52 prefixes, memory has the `model.` ones and `lm_head`.
+# Files keep the names of before 4.52, which transformers 5.23 turns into those of memory when it
+# loads and back when it saves (conversion_mapping.py, `llava`): 4.52 to 5.0 wrote them too. Towers
+# lost their `vision_model.` in 5. The last row is the base class saved without a head.
 _LLAVA_ON_DISK = (
     Row("language_model.model.", "decoder", "model."),
     Row("language_model.lm_head.", "decoder", "lm_head."),
     Row("multi_modal_projector.", "projector", ""),
     Row("vision_tower.vision_model.", "vision_tower", ""),
     Row("vision_tower.", "vision_tower", ""),
+    Row("language_model.", "decoder", "model."),
 )
 _LLAVA_IN_MEMORY = (
     Row("model.language_model.", "decoder", "model."),
@@ -53,13 +56,61 @@ _LLAVA_IN_MEMORY = (
     Row("model.vision_tower.vision_model.", "vision_tower", ""),
     Row("model.vision_tower.", "vision_tower", ""),
 )
+_LLAVA = _LLAVA_ON_DISK + _LLAVA_IN_MEMORY
+# The embedding between rows of tiles: it stands in the sequence beside what the projector gives.
+_LLAVA_WITH_NEWLINE = (
+    *_LLAVA,
+    Row("image_newline", "projector", "image_newline"),
+    Row("model.image_newline", "projector", "image_newline"),
+)
+# What merges patches and leads to the decoder's width is Qwen's projector; it lies in the tower's
+# module. Qwen 2 and 2.5 VL keep `model.layers...` and `visual...` on disk, Qwen 3 VL the names
+# of memory; the rows without `model.` are those of the base class.
+_QWEN_VL = (
+    Row("model.", "decoder", "model."),
+    Row("model.language_model.", "decoder", "model."),
+    Row("language_model.", "decoder", "model."),
+    Row("lm_head.", "decoder", "lm_head."),
+    *(
+        row
+        for prefix in ("visual.", "model.visual.")
+        for row in (
+            Row(prefix, "vision_tower", ""),
+            Row(f"{prefix}merger.", "projector", "merger."),
+            Row(f"{prefix}deepstack_merger_list.", "projector", "deepstack_merger_list."),
+        )
+    ),
+)
+_IDEFICS = (  # one layout ever, on disk and in memory; without `model.` that of the base class
+    Row("lm_head.", "decoder", "lm_head."),
+    *(
+        row
+        for prefix in ("", "model.")
+        for row in (
+            Row(f"{prefix}text_model.", "decoder", "model."),
+            Row(f"{prefix}connector.", "projector", ""),
+            Row(f"{prefix}vision_model.", "vision_tower", ""),
+        )
+    ),
+)
 _TEXT_LM = (Row("model.", "decoder", "model."), Row("lm_head.", "decoder", "lm_head."))
 
 VLM_MODEL_TYPES: Mapping[str, tuple[Row, ...]] = MappingProxyType(
     {
-        "aya_vision": _LLAVA_ON_DISK + _LLAVA_IN_MEMORY,
-        "cohere2_vision": _LLAVA_ON_DISK + _LLAVA_IN_MEMORY,
-        "llava": _LLAVA_ON_DISK + _LLAVA_IN_MEMORY,
+        "aya_vision": _LLAVA,
+        "cohere2_vision": _LLAVA,
+        "llava": _LLAVA,
+        "llava_next": _LLAVA_WITH_NEWLINE,
+        "llava_onevision": _LLAVA_WITH_NEWLINE,
+        "gemma3": _LLAVA,
+        "mistral3": _LLAVA,
+        "internvl": _LLAVA,
+        "paligemma": _LLAVA,
+        "qwen2_vl": _QWEN_VL,
+        "qwen2_5_vl": _QWEN_VL,
+        "qwen3_vl": _QWEN_VL,
+        "idefics3": _IDEFICS,
+        "smolvlm": _IDEFICS,
     }
 )
 TEXT_MODEL_TYPES: Mapping[str, tuple[Row, ...]] = MappingProxyType(
@@ -68,9 +119,20 @@ TEXT_MODEL_TYPES: Mapping[str, tuple[Row, ...]] = MappingProxyType(
         "cohere": _TEXT_LM,
         "llama": _TEXT_LM,
         "mistral": _TEXT_LM,
+        "qwen2": _TEXT_LM,
         "qwen3": _TEXT_LM,
+        "gemma": _TEXT_LM,
+        "gemma2": _TEXT_LM,
         "gemma3_text": _TEXT_LM,
     }
+)
+# What `train/` is proven on: modules of the names it looks for, tiles as it packs them. The others
+# are there to be merged.
+TRAINED_MODEL_TYPES = frozenset(
+    [
+        *("aya_vision", "cohere2_vision", "llava"),
+        *("cohere2", "cohere", "llama", "mistral", "qwen3", "gemma3_text"),
+    ]
 )
 
 

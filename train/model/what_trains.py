@@ -11,14 +11,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from configs.errors import ConfigError
+from configs.errors import CheckpointError, ConfigError
 from configs.schema import AdapterConfig, PartMode, PartsConfig
 from train.model.loss import black_tile_features, frozen_without_graph, vision_parameters
-from train.model.parts import PARTS, Part, find_part, list_first
+from train.model.parts import PARTS, TRAINED_MODEL_TYPES, Part, find_part, list_first
 from train.model.quantize import is_quantized, num_values
 
 log = logging.getLogger(__name__)
-# Module names in memory, the same in every family of train/model/parts.py.
+# Module names in memory, the same in every family of TRAINED_MODEL_TYPES.
 MODULES: Mapping[Part, tuple[str, ...]] = {
     "vision_tower": ("model.vision_tower",),
     "projector": ("model.multi_modal_projector",),
@@ -50,9 +50,11 @@ def set_what_trains(
         the model (wrapped by PEFT where a part has mode `lora`) and the table of what trains.
 
     Raises:
+        CheckpointError: the model is of a type that can be merged, but not trained.
         ConfigError: a part with mode `lora` has no linear layer that is asked for; adapters are
             elsewhere than asked.
     """
+    _check_trained(model.config.model_type)
     modes: dict[Part, PartMode] = {part: getattr(parts, part).mode for part in PARTS}
     present = {part_of(model, name) for name, _ in model.named_parameters()}
     if any(modes[part] is PartMode.lora for part in present):
@@ -111,6 +113,14 @@ def format_table(rows: list[PartRow]) -> str:
         for row in rows
     ]
     return "\n".join(lines)
+
+
+def _check_trained(model_type: str) -> None:
+    if model_type not in TRAINED_MODEL_TYPES:
+        raise CheckpointError(
+            f"a model of model_type {model_type!r} cannot be trained, only merged; these can: "
+            f"{', '.join(sorted(TRAINED_MODEL_TYPES))}"
+        )
 
 
 def _add_adapters(model: Any, modes: dict[Part, PartMode], adapter: AdapterConfig) -> Any:

@@ -5,7 +5,8 @@ import torch
 from merge_pico import IMAGE_TOKEN, edit, edit_config
 
 from configs.errors import CheckpointError
-from merge.matching.tensor_table import build_table, check_roles
+from merge.matching.plan import plan_merge
+from merge.matching.tensor_table import build_table, check_roles, text_only
 from merge.reading.checkpoint import read_checkpoint
 
 NORM = "model.norm.weight"
@@ -52,7 +53,10 @@ def test_other_shapes(copy_pair):
 
 def test_taller_text_vocabulary(copy_pair):
     edit(copy_pair.text, put(EMBEDDING, torch.ones(65, 32)))
-    refuse(copy_pair, r"model.embed_tokens.weight \(vlm \[64, 32\], text \[65, 32\]\)")
+    told = (
+        r"embed_tokens.weight \(vlm \[64, 32\], text \[65, 32\]; its rows from 64 on may be dropped"
+    )
+    refuse(copy_pair, told + " only as padding, but it has no tokenizer.json to show that")
 
 
 def test_quantised_dtype(copy_pair):
@@ -104,6 +108,47 @@ def test_roles(bf16_pair):
         check_roles(vlm, read_checkpoint(bf16_pair.vlm, "text"))
     with pytest.raises(CheckpointError, match=r"vlm=.* 'cohere2', a text LM; a VLM is wanted"):
         check_roles(read_checkpoint(bf16_pair.text, "vlm"), text)
+
+
+def test_messages_say_what_to_do(copy_pair, bf16_pair):
+    text = read_checkpoint(bf16_pair.text, "text")
+    with pytest.raises(CheckpointError, match="Give the folder of a VLM trained from it"):
+        check_roles(read_checkpoint(bf16_pair.text, "vlm"), text)
+    with pytest.raises(CheckpointError, match="Give the folder of a text LM that it was built fr"):
+        check_roles(read_checkpoint(bf16_pair.vlm, "vlm"), read_checkpoint(bf16_pair.vlm, "text"))
+    edit(copy_pair.text, put(NORM, torch.ones(4)))
+    refuse(copy_pair, "Give the text LM that the VLM was built from, neither quantised nor cut")
+    edit(copy_pair.vlm, drop("language_model." + EMBEDDING))
+    refuse(copy_pair, rf"vlm=.* has no {EMBEDDING}; is it an adapter or a part of a model")
+
+
+def test_a_stranger_is_told_what_the_vlm_was_built_from(copy_pair):
+    edit_config(copy_pair.text, logit_scale=0.125)
+    message = r"logit_scale: vlm 0.25, text 0.125. Give the text LM that the VLM was built from"
+    with pytest.raises(CheckpointError, match=message + ": with .* set force=true"):
+        plan_merge(copy_pair.vlm, copy_pair.text)
+    config = read_checkpoint(copy_pair.vlm, "vlm").config
+    edit_config(copy_pair.vlm, text_config=config["text_config"] | {"_name_or_path": "org/base"})
+    with pytest.raises(CheckpointError, match=message + r" \(its config.json names 'org/base'\)"):
+        plan_merge(copy_pair.vlm, copy_pair.text)
+
+
+def test_text_tensors_that_no_output_needs_are_told(copy_pair):
+    from merge_pico import load
+
+    angles = "model.layers.1.self_attn.rotary_emb.inv_freq"
+    edit(copy_pair.text, put("lm_head.weight", load(copy_pair.text)[EMBEDDING].clone()))
+    edit(copy_pair.text, put(angles, torch.ones(4)))
+    told = plan_merge(copy_pair.vlm, copy_pair.text).relatives["text_tensors_not_merged"]
+    assert told == {angles: "buffer", "lm_head.weight": f"tied to {EMBEDDING}"}
+
+
+def test_every_tensor_of_both_is_in_one_class(copy_pair):
+    plans = table(copy_pair)
+    text = read_checkpoint(copy_pair.text, "text")
+    assert [plan.vlm.name for plan in plans] == list(read_checkpoint(copy_pair.vlm, "vlm").tensors)
+    read = [plan.text.name for plan in plans if plan.text]
+    assert sorted([*read, *text_only(plans, text)]) == sorted(text.tensors)
 
 
 def test_unknown_model_type(copy_pair):

@@ -1,14 +1,12 @@
 """What is measured: names, files, recipes, and which of them is the text LM."""
 
 import math
-from types import MappingProxyType
 
 import pytest
 
 from configs.errors import ConfigError
 from configs.rules import TEXT_LM
-from merge.recipe import recipe as recipes
-from merge.recipe.methods import METHODS, MergeMethod
+from merge.recipe.recipe import make_recipe
 from merge.sweeping.candidates import find_text_lm, list_candidates
 from merge.sweeping.points import PointFiles
 
@@ -53,33 +51,44 @@ def test_settings_of_the_method_go_to_all():
     assert len(list_candidates(alphas=[0, 1.5], schedules={}, extrapolate=True)) == 2
 
 
-@pytest.fixture
-def trimming(monkeypatch) -> None:
-    """A method whose alpha 0 is not the text LM."""
-    linear = METHODS["linear"]
-    method = MergeMethod(
-        "trimming", "", "", linear.merge, copies=lambda settings: None, takes_base=True
-    )
-    monkeypatch.setattr(recipes, "METHODS", MappingProxyType({**METHODS, "trimming": method}))
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        ({"method": "slerp"}, ["0", "0.5"]),
+        ({"method": "task_arithmetic", "has_base": True}, ["0", "0.5"]),
+        (
+            {"method": "task_arithmetic", "has_base": True, "text_weight": 0.5},
+            [TEXT_LM, "0", "0.5"],
+        ),
+        ({"method": "ties", "density": 0.5, "has_base": True}, [TEXT_LM, "0", "0.5"]),
+        ({"method": "dare", "density": 0.5}, ["0", "0.5"]),
+    ],
+)
+def test_the_text_lm_is_added_where_alpha_0_is_something_else(method, names):
+    found = list_candidates(alphas=[0, 0.5], schedules={}, **method)
+    assert [c.name for c in found] == names
+    text_lm = find_text_lm(found)
+    assert text_lm is found[0]
+    if text_lm.name == TEXT_LM:
+        assert text_lm.file_name == "text_lm.json"
+        assert (text_lm.recipe.method.name, text_lm.recipe.settings.has_base) == ("linear", False)
+    assert {c.recipe.method.name for c in found[-2:]} == {method["method"]}
 
 
-@pytest.mark.usefixtures("trimming")
-def test_the_text_lm_is_added_where_alpha_0_is_something_else():
-    found = list_candidates(alphas=[0, 0.5], schedules={}, method="trimming", has_base=True)
-    assert [c.name for c in found] == [TEXT_LM, "0", "0.5"]
-    assert [c.recipe.method.name for c in found] == ["linear", "trimming", "trimming"]
-    assert [c.has_base for c in found] == [False, True, True]
-    assert find_text_lm(found) is found[0] and found[0].file_name == "text_lm.json"
+def test_what_is_wrong_with_the_method_is_told_once(caplog):
+    with caplog.at_level("WARNING"):
+        found = list_candidates(alphas=[0, 0.5, 1], schedules={}, method="dare", density=0.5)
+    assert caplog.text.count("most damaging settings") == 1
+    assert [make_recipe(**c.arguments) for c in found] == [c.recipe for c in found]
 
 
-@pytest.mark.usefixtures("trimming")
 def test_a_point_of_another_method_is_not_taken(tmp_path):
     ours = list_candidates(alphas=[0], schedules={})[0]
-    theirs = list_candidates(alphas=[0], schedules={}, method="trimming")[1]
+    theirs = list_candidates(alphas=[0], schedules={}, method="slerp")[0]
     files = PointFiles(tmp_path)
     files.write(ours, {}, [])
     assert files.read(ours).point.name == "0"
     with pytest.raises(
-        ConfigError, match=r"0: .*alpha-0.json was measured with name linear, now t"
+        ConfigError, match=r"0: .*alpha-0.json was measured with name linear, now s"
     ):
         files.read(theirs)

@@ -15,7 +15,8 @@ from merge.matching.tensor_table import TensorClass, TensorPlan
 from merge.proof.verify import naive_merge
 from merge.reading.checkpoint import StoredTensor, read_checkpoint
 from merge.recipe.apply import merge_whole
-from merge.recipe.methods import METHODS, Settings
+from merge.recipe.interface import Settings
+from merge.recipe.methods import METHODS
 from merge.writing.compute import count_different
 
 UP = "model.layers.0.mlp.up_proj.weight"

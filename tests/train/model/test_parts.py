@@ -2,75 +2,22 @@
 
 import pytest
 import torch
+from pico_vlms import FAMILIES, SIGLIP, TEXT_CHANGES, make_text, make_vlm
 from safetensors import safe_open
 from transformers import (
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
-    CLIPVisionConfig,
-    Cohere2Config,
-    Cohere2ForCausalLM,
-    Cohere2VisionConfig,
-    Cohere2VisionForConditionalGeneration,
-    CohereConfig,
-    CohereForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
     SiglipVisionConfig,
 )
 
 from configs.errors import CheckpointError
 from train.model.parts import PARTS, TEXT_MODEL_TYPES, VLM_MODEL_TYPES, find_part, map_names
 
-TEXT = dict(
-    vocab_size=32,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-)
-VISION = dict(
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    image_size=8,
-    patch_size=2,
-)
-TEXT_CLASSES = {
-    "cohere2": (Cohere2ForCausalLM, Cohere2Config),
-    "cohere": (CohereForCausalLM, CohereConfig),
-    "llama": (LlamaForCausalLM, LlamaConfig),
-    "mistral": (MistralForCausalLM, MistralConfig),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config),
-    "gemma3_text": (Gemma3ForCausalLM, Gemma3TextConfig),
-}
 
-
-def make_vlm(model_type):
-    """A pico VLM of the real class and the text config of its decoder."""
-    if model_type == "llava":
-        text, vision = LlamaConfig(**TEXT), CLIPVisionConfig(**VISION)
-        config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=5)
-        return LlavaForConditionalGeneration(config)
-    text, vision = Cohere2Config(**TEXT), SiglipVisionConfig(**VISION)
-    sizes = dict(vision_config=vision, text_config=text, alignment_intermediate_size=16)
-    if model_type == "aya_vision":
-        config = AyaVisionConfig(image_token_index=5, **sizes)
-        return AyaVisionForConditionalGeneration(config)
-    config = Cohere2VisionConfig(image_token_id=5, **sizes)
-    return Cohere2VisionForConditionalGeneration(config)
+def make(model_type):
+    family = FAMILIES[model_type]
+    text = make_text(family.text, tied=family.tied)
+    return make_vlm(model_type, text), text
 
 
 def names_on_disk(model, folder):
@@ -79,11 +26,15 @@ def names_on_disk(model, folder):
         return list(file.keys())
 
 
+def test_every_family_has_a_pico_model():
+    assert FAMILIES.keys() == VLM_MODEL_TYPES.keys()
+    assert TEXT_CHANGES.keys() == TEXT_MODEL_TYPES.keys()
+
+
 @pytest.mark.parametrize("model_type", VLM_MODEL_TYPES)
 def test_vlm_names_on_disk_and_in_memory_agree(model_type, tmp_path):
-    model = make_vlm(model_type)
-    text_class, _ = TEXT_CLASSES[model.config.text_config.model_type]
-    text_names = set(text_class(model.config.text_config).state_dict())
+    model, text = make(model_type)
+    text_names = set(text.state_dict())
 
     memory = map_names(model_type, model.state_dict())
     disk = map_names(model_type, names_on_disk(model, tmp_path))
@@ -97,29 +48,28 @@ def test_vlm_names_on_disk_and_in_memory_agree(model_type, tmp_path):
 
 @pytest.mark.parametrize("model_type", VLM_MODEL_TYPES)
 def test_parts_are_the_modules(model_type):
-    """Each part holds exactly the parameters of its module."""
-    model = make_vlm(model_type)
-    modules = {
-        "vision_tower": model.model.vision_tower,
-        "projector": model.model.multi_modal_projector,
-    }
-    places = map_names(model_type, model.state_dict())
-    for part, module in modules.items():
-        found = {place.name for place in places.values() if place.part == part}
-        assert found == set(module.state_dict())
+    """Each part holds exactly the tensors of its modules."""
+    model, _ = make(model_type)
+    family = FAMILIES[model_type]
+    for name, place in map_names(model_type, model.state_dict()).items():
+        if name.startswith((family.decoder, "lm_head.")):
+            assert place.part == "decoder", name
+        elif name.startswith(family.projector):
+            assert place.part == "projector", name
+        else:
+            assert place.part == "vision_tower", name
 
 
 @pytest.mark.parametrize("model_type", TEXT_MODEL_TYPES)
 def test_a_graft_on_any_family_has_the_names_of_aya_vision(model_type, tmp_path):
     """Its decoder's names are those of the text LM, so that the two can be merged."""
-    text_class, config_class = TEXT_CLASSES[model_type]
-    text = config_class(**TEXT, tie_word_embeddings=False)
+    text = make_text(model_type)
     config = AyaVisionConfig(
-        vision_config=SiglipVisionConfig(**VISION, vision_use_head=False), text_config=text,
+        vision_config=SiglipVisionConfig(**SIGLIP, vision_use_head=False), text_config=text.config,
         alignment_intermediate_size=16, tie_word_embeddings=False,
     )  # fmt: skip
     model = AyaVisionForConditionalGeneration(config)
-    wanted = set(text_class(text).state_dict())
+    wanted = set(text.state_dict())
     for names in (list(model.state_dict()), names_on_disk(model, tmp_path)):
         places = map_names("aya_vision", names).values()
         assert {place.name for place in places if place.part == "decoder"} == wanted
@@ -129,8 +79,7 @@ def test_a_graft_on_any_family_has_the_names_of_aya_vision(model_type, tmp_path)
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("model_type", TEXT_MODEL_TYPES)
 def test_text_names_are_canonical(model_type, tied, tmp_path):
-    text_class, config_class = TEXT_CLASSES[model_type]
-    model = text_class(config_class(**TEXT, tie_word_embeddings=tied))
+    model = make_text(model_type, tied=tied)
     assert model.config.model_type == model_type
     for name in [*model.state_dict(), *names_on_disk(model, tmp_path)]:
         place = find_part(model_type, name)
@@ -149,6 +98,27 @@ def test_text_names_are_canonical(model_type, tied, tmp_path):
 def test_names_before_4_52(old, part, name):
     place = find_part("aya_vision", old)
     assert (place.part, place.name) == (part, name)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "part", "canonical"),
+    [
+        ("llava_next", "image_newline", "projector", "image_newline"),
+        ("llava_onevision", "model.image_newline", "projector", "image_newline"),
+        ("qwen2_5_vl", "model.norm.weight", "decoder", "model.norm.weight"),
+        ("qwen2_5_vl", "visual.merger.mlp.0.bias", "projector", "merger.mlp.0.bias"),
+        ("qwen3_vl", "model.visual.deepstack_merger_list.2.norm.bias", "projector",
+         "deepstack_merger_list.2.norm.bias"),
+        ("qwen3_vl", "model.visual.pos_embed.weight", "vision_tower", "pos_embed.weight"),
+        ("idefics3", "model.connector.modality_projection.proj.weight", "projector",
+         "modality_projection.proj.weight"),
+        ("gemma3", "multi_modal_projector.mm_soft_emb_norm.weight", "projector",
+         "mm_soft_emb_norm.weight"),
+    ],
+)  # fmt: skip
+def test_names_of_other_families(model_type, name, part, canonical):
+    place = find_part(model_type, name)
+    assert (place.part, place.name) == (part, canonical)
 
 
 def test_unmapped_names_are_told_and_counted():

@@ -11,7 +11,7 @@ from torch import nn
 
 import train.model.what_trains
 from configs.command import load_config
-from configs.errors import ConfigError
+from configs.errors import CheckpointError, ConfigError
 from configs.schema import AdapterConfig, PartConfig, PartMode, PartsConfig
 from train.model.loss import add_token_losses
 from train.model.parts import PARTS
@@ -268,3 +268,11 @@ def test_a_frozen_tower_builds_no_graph_in_a_real_run(protected, pipeline, tmp_p
     assert len(given) == 4 and set(given) == {not protected}
     assert set(inner) == {not protected}
     assert bool(backwards) is not protected
+
+
+def test_a_family_that_is_only_merged_is_refused():
+    from pico_vlms import make_text, make_vlm
+
+    model = make_vlm("qwen3_vl", make_text("qwen3"))
+    with pytest.raises(CheckpointError, match=r"'qwen3_vl' cannot be trained, only merged; .*aya_"):
+        set_what_trains(model, preset("sft"), AdapterConfig())
