@@ -1,5 +1,6 @@
 """The picture of a sweep: what text costs and captions gain, and the measures against alpha."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise, product
 from pathlib import Path
@@ -51,8 +52,8 @@ def write_plot(path: Path, outcome: Outcome, *, max_text_loss_increase: float) -
 
 
 def _draw_pareto(axes: Any, outcome: Outcome, limit: float) -> None:
-    points, base = outcome.points, point_of(outcome.points, outcome.text_lm)
-    rise = {point.name: point.text_nll - base.text_nll for point in points}
+    points = _finite(outcome)
+    rise = {point.name: outcome.increase(point) for point in points}
     front = pareto_front(points)
     axes.plot(
         [rise[p.name] for p in front], [_score(p) for p in front], drawstyle="steps-post",
@@ -140,10 +141,9 @@ def _label_points(figure: Any, axes: Any, outcome: Outcome) -> None:
     """Write each name where it hides no point, no line's label and no other name."""
     figure.draw_without_rendering()  # places of points are known after the layout alone
     renderer = figure.canvas.get_renderer()
-    base = point_of(outcome.points, outcome.text_lm)
     places = {
-        point.name: axes.transData.transform((point.text_nll - base.text_nll, _score(point)))
-        for point in outcome.points
+        point.name: axes.transData.transform((outcome.increase(point), _score(point)))
+        for point in _finite(outcome)
     }
     half = dict.fromkeys(places, MARKER_PIXELS) | {outcome.choice.name: RING_PIXELS}
     taken = [(x - half[n], y - half[n], x + half[n], y + half[n]) for n, (x, y) in places.items()]
@@ -214,6 +214,13 @@ def _overlap(one: Any, two: Any) -> float:
 def _outside(box: Any, frame: Any) -> float:
     """Area of a box that lies outside a frame."""
     return (box[2] - box[0]) * (box[3] - box[1]) - _overlap(box, frame)
+
+
+def _finite(outcome: Outcome) -> list[Point]:
+    """Points that have a place; a decoder that overflows has none."""
+    return [
+        point for point in outcome.points if math.isfinite(point.text_nll + point.caption_score)
+    ]
 
 
 def _score(point: Point) -> float:
