@@ -126,6 +126,7 @@ FAMILIES: dict[str, Family] = {
         ),
         tokens=QWEN_TOKENS,
         mrope={"mrope_section": [2, 1, 1]},
+        tied=True,
         projector=("model.visual.merger.",),
     ),
     "qwen2_5_vl": Family(

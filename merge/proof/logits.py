@@ -73,7 +73,7 @@ def compare_logits(
     meant = _load(vlm, dtype=dtype).eval()
     _set_or_compare(meant, files, method, settings, compare=False)
     for name, inputs in prompts.items():
-        if not torch.equal(_logits(meant, inputs), found[name]):
+        if not _equal(_logits(meant, inputs), found[name]):
             raise CheckpointError(
                 f"verification failed: once loaded, {folder} gives other logits for a {name} "
                 "prompt than the recipe, though its tensors are right; is config.json the VLM's?"
@@ -130,9 +130,14 @@ def _apply(
     for start, stop, values in recompute(tensor, method, chosen, reader):
         if not compare:
             flat[start:stop].copy_(values)
-        elif not torch.equal(flat[start:stop], values.to(flat.dtype)):
+        elif not _equal(flat[start:stop], values.to(flat.dtype)):
             return False
     return True
+
+
+def _equal(one: torch.Tensor, two: torch.Tensor) -> bool:
+    """Equal values; NaN, where it is allowed, is equal to NaN."""
+    return torch.equal(one, two) or torch.allclose(one, two, rtol=0, atol=0, equal_nan=True)
 
 
 def _live_parameters(model: Any) -> dict[PartName, torch.Tensor]:

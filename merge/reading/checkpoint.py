@@ -106,6 +106,7 @@ def read_checkpoint(folder: Path, role: Role) -> Checkpoint:
     if not folder.is_dir():
         raise CheckpointError(f"{role}={folder} is not a folder; give a local checkpoint folder")
     config = _read_json(folder / "config.json", role)
+    _refuse_quantized(config, folder, role)
     index = folder / INDEX_FILE
     single = folder / SINGLE_FILE
     if index.exists() and single.exists():
@@ -230,10 +231,26 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
+def _refuse_quantized(config: dict[str, Any], folder: Path, role: Role) -> None:
+    """Raises CheckpointError for weights that stand for others: they cannot be interpolated."""
+    for stated in (config, config.get("text_config") or {}):
+        settings = stated.get("quantization_config")
+        if settings:
+            method = settings.get("quant_method", "unknown") if isinstance(settings, dict) else "?"
+            raise CheckpointError(
+                f"{role}={folder} is quantised ({method}), and codes cannot be interpolated; give "
+                "the checkpoint it was made from, in bfloat16, float16 or float32 (transformers: "
+                "model.dequantize().save_pretrained(...) where that is lost)"
+            )
+
+
 def _explain_no_safetensors(folder: Path, role: Role) -> str:
     """What the folder has instead of safetensors, and what to do about it."""
     if (folder / "adapter_model.safetensors").exists():
-        return f"{role}={folder} is a PEFT adapter; merge it into its base model first"
+        return (
+            f"{role}={folder} is a PEFT adapter; give the model it was trained on as vlm=, and "
+            "this folder as adapter="
+        )
     pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
     if not pickled:
         return f"{role}={folder} has neither {SINGLE_FILE} nor {INDEX_FILE}"

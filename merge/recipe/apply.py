@@ -83,10 +83,10 @@ def merge_whole(
     out = vlm.to(dtype, copy=True).reshape(-1)
 
     def read(start: int, stop: int) -> Values:
-        parts = {
-            name: source[start:stop].to(torch.float32, copy=True) for name, source in flat.items()
-        }
-        return Values(**parts, tensor=work.name, start=start)
+        def part(name: str) -> torch.Tensor:
+            return flat[name][start:stop].to(torch.float32, copy=True)
+
+        return Values(text=part("text"), vlm=part("vlm"), base=part("base"), start=start)
 
     work.prepare(read)
     for start, stop, merged in split_segments(plan):

@@ -1,4 +1,7 @@
-"""TIES: trim, elect a sign an element, add what agrees with it (arXiv 2306.01708, section 4.2)."""
+"""TIES: trim, elect a sign an element, add what agrees with it (arXiv 2306.01708, section 4.2).
+
+Trimmed tensor by tensor, as in mergekit and PEFT; the authors' code trims a whole model at once.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,8 @@ def add_elected(base: Tensor, vectors: Vectors, settings: Settings) -> Tensor:
     text = vectors["text"].mul_(settings.text_weight)
     vlm = vectors["vlm"].mul_(settings.alpha)
     total = text + vlm
-    elected = total.new_ones(()).copysign(total.add_(0.0))  # 1 or -1; + 0.0 makes 0.0 of -0.0
+    # 1 or -1. The sum of opposites is +0.0; it is -0.0 only where both are, and none acts.
+    elected = total.new_ones(()).copysign(total)
     # Times the elected sign, what agrees is above zero; products with 1 and -1 are exact.
     for vector in (text, vlm):
         vector.mul_(elected).clamp_(min=0)

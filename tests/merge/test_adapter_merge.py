@@ -208,3 +208,25 @@ def test_the_folder_of_an_export_is_found(bf16_pair, tmp_path):
     save_adapter(bf16_pair.vlm, tmp_path / "export/adapter")
     report = merge(bf16_pair, tmp_path / "out", adapter=tmp_path / "export", verify=False)
     assert report["inputs"]["adapter"]["folder"].endswith("export/adapter")
+
+
+@pytest.mark.parametrize("given", ["adapter", "export", "checkpoint"])
+def test_what_a_training_leaves_behind(given, pipeline, tmp_path):
+    """The projector trained whole, the decoder by LoRA; equal to merging the folded export."""
+    run = pipeline.lora.parent
+    folders = {
+        "adapter": pipeline.lora / "adapter",
+        "export": pipeline.lora,
+        "checkpoint": max((run / "checkpoints").glob("checkpoint-*")),
+    }
+    straight = Pair(pipeline.align, pipeline.text)
+    report = merge(straight, tmp_path / "straight", adapter=folders[given])
+    merge(Pair(pipeline.lora, pipeline.text), tmp_path / "around")
+    one, two = load(tmp_path / "straight"), load(tmp_path / "around")
+    assert one.keys() == two.keys()
+    for name, value in two.items():
+        apart = (one[name] - value).abs().max() / value.abs().max().clamp(min=1e-12)
+        assert apart < 1e-6, name
+    kinds = {entry["part"]: entry["class"] for entry in report["tensors"] if entry["adapter"]}
+    assert kinds == {"decoder": "merged", "projector": "adapted"}
+    assert "picture" in report["verified"]["logits_compared"]

@@ -1,6 +1,7 @@
 """merge.matching.relatives: configs of both file generations, relatives and strangers."""
 
 import json
+from copy import deepcopy
 
 import pytest
 from transformers import AutoConfig
@@ -122,7 +123,7 @@ def test_scaled_rope_of_both_generations():
     """transformers 5 fills in the length that the scaling starts from."""
     old = {"model_type": "llama", "rope_theta": 1e4, "max_position_embeddings": 512,
            "rope_scaling": {"type": "yarn", "factor": 4.0}}  # fmt: skip
-    new = AutoConfig.for_model(**old).to_dict()
+    new = AutoConfig.for_model(**deepcopy(old)).to_dict()  # it writes into what it is given
     assert new["rope_parameters"]["original_max_position_embeddings"] == 512
     assert differing({"model_type": "llava", "text_config": old}, new) == []
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from merge_pico import load, save_pair
+from merge_pico import edit_config, load, save_pair
 from safetensors.torch import save_file
 
 from configs.errors import CheckpointError
@@ -55,7 +55,14 @@ def test_no_weights_pickles_and_adapters(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     refuse(tmp_path, r"only pickled weights \(pytorch_model.bin\).*convert them with: python -c")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"x")
-    refuse(tmp_path, "is a PEFT adapter")
+    refuse(tmp_path, "is a PEFT adapter; give the model it was trained on as vlm=")
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_quantised_inputs(copy_pair, inside):
+    stated = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    edit_config(copy_pair.vlm, **({"text_config": stated} if inside else stated))
+    refuse(copy_pair.vlm, r"is quantised \(bitsandbytes\).*give the checkpoint it was made from")
 
 
 def test_index_names_a_missing_shard(sharded):

@@ -72,8 +72,10 @@ def test_task_vectors(case):
 def test_slerp(case):
     """Worst difference: 4.8e-7 on the circle, 2.4e-7 on the line, at values up to 3.6.
 
-    mergekit takes norms, angle and coefficients in float32, we in float64; on the line it computes
-    (1 - t) * text + t * vlm, we text + t * (vlm - text), which leaves equal weights alone.
+    mergekit takes norms, angle and coefficients in float32, we in float64. On 2**20 elements at a
+    delta of 0.3 mergekit is off the exact result by up to 5.5e-6 of the largest value, ours by
+    7.9e-8 (measured once, alpha 0.1, 0.4, 0.8). On the line it computes (1 - t) * text + t * vlm,
+    we text + t * (vlm - text), which leaves equal weights alone.
     """
     difference = (ours(case) - from_hex(case["result"])).abs().max()
     assert float(difference) <= 4.8e-7

@@ -10,13 +10,13 @@ from collections import namedtuple
 import pytest
 
 from configs.errors import ConfigError
-from merge.api import merge_checkpoints
+from merge.api import merge_checkpoints, verify_folder
 from merge.writing.staging import copy_companions, staged_folder
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from merge.api import merge_checkpoints
+from merge.api import merge_checkpoints, verify_folder
 def progress(done, total):
     if done > total // 2:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -40,6 +40,48 @@ def test_killed_leaves_nothing_and_the_next_one_works(bf16_pair, tmp_path, caplo
     merge(bf16_pair, out)
     assert "left over from killed merges" in caplog.text
     assert (out / "merge_report.json").exists()
+
+
+KILLED_AT = """
+import os, signal, sys
+from pathlib import Path
+from merge.api import merge_checkpoints, verify_folder
+left = int(sys.argv[4])
+def counted(call):
+    def inner(*arguments, **options):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments, **options)
+    return inner
+for name in ("pwrite", "copy_file_range", "fsync", "fdatasync", "ftruncate"):
+    setattr(os, name, counted(getattr(os, name)))
+Path.rename = counted(Path.rename)
+vlm, text, out = map(Path, sys.argv[1:4])
+merge_checkpoints(vlm=vlm, text=text, out=out, alpha=0.4, verify=False)
+print(10**6 - left if left > 10**5 else left)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_leaves_nothing_or_the_whole(bf16_pair, tmp_path):
+    """Before, in between and after the writes, forced writes and the renaming."""
+
+    def run(name, at):
+        code = [sys.executable, "-c", KILLED_AT]
+        paths = [str(bf16_pair.vlm), str(bf16_pair.text), str(tmp_path / name)]
+        return subprocess.run([*code, *paths, str(at)], capture_output=True, text=True)
+
+    whole = run("whole", 10**6)
+    num_calls = int(whole.stdout)
+    assert num_calls > 40
+    for at in (1, 2, num_calls // 3, num_calls - 6, num_calls - 2, num_calls - 1, num_calls):
+        out = tmp_path / f"out{at}"
+        assert run(out.name, at).returncode == -signal.SIGKILL, at
+        if out.exists():
+            assert verify_folder(out, logits=False)["every_element"]
+        assert out.exists() == (at == num_calls), at  # the last call forces the new name to disk
 
 
 def test_an_error_leaves_nothing_at_all(bf16_pair, tmp_path):

@@ -92,6 +92,7 @@ def test_text_names_are_canonical(model_type, tied, tmp_path):
         ("language_model.lm_head.weight", "decoder", "lm_head.weight"),
         ("language_model.model.norm.weight", "decoder", "model.norm.weight"),
         ("vision_tower.vision_model.head.probe", "vision_tower", "head.probe"),
+        ("model.vision_tower.vision_model.head.probe", "vision_tower", "head.probe"),
         ("multi_modal_projector.linear_1.bias", "projector", "linear_1.bias"),
     ],
 )
