@@ -1,5 +1,7 @@
 """Image features are worked out once and are to the last bit what they were."""
 
+import inspect
+
 import pytest
 import torch
 from merge_pico import same_bits
@@ -76,6 +78,13 @@ def test_what_is_written_into_a_result_is_not_kept(model, worked_out):
         found = features(model, tiles(3))
         assert same_bits(found, wanted)
         found.zero_()
+
+
+def test_its_arguments_are_told_as_before(model):
+    """`generate` takes from what it was given those that the function names."""
+    before = inspect.signature(model.model.get_image_features)
+    remember_image_features(model)
+    assert inspect.signature(model.model.get_image_features) == before
 
 
 def test_generation_goes_through_it_too(model, worked_out):

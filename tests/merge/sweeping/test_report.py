@@ -157,7 +157,7 @@ def test_the_picture_shows_every_candidate(generated, limit, tmp_path, figures):
     ring = pareto[f"chosen: {chosen.name}"]
     assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (chosen.text_nll - 2.25, score)
     assert set(pareto[f"max_text_loss_increase {limit:g}"].get_xdata()) == {limit}
-    assert figures[0].axes[0].yaxis_inverted() is not generated  # better is higher
+    assert figures[0].axes[0].yaxis_inverted() == (not generated)  # better is higher
     curves = drawn_by(figures[0].axes[2])
     assert list(curves["text"].get_xdata()) == ALPHAS  # numbers alone
 

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import merge.sweeping.run
 from configs.command import load_config
-from configs.errors import CheckpointError, ConfigError, DataError
+from configs.errors import CheckpointError, ConfigError, DataError, Preempted
 from data.processor import load_processor
 from data.render import Renderer
 from merge.api import merge_checkpoints
@@ -21,8 +23,9 @@ from merge.matching.plan import plan_merge
 from merge.sweeping.run import sweep
 from train.evaluate_run import evaluate
 from train.measuring.held_out import prepare_held_out
-from train.model.load import load_text_lm
+from train.model.load import load_text_lm, load_vlm
 from train.model.loss import add_token_losses
+from train.watching.tracking import Tracker
 
 ALPHAS = [0, 0.5, 1, None]
 
@@ -186,6 +189,34 @@ def test_an_interrupted_sweep_keeps_its_points(pipeline, swept, tmp_path, monkey
     sweep(configure(pipeline, tmp_path / "out"))
     assert measured == [0, 0.5, 0.5, 1, None]
     same_files(tmp_path / "out", swept)
+
+
+def test_a_signal_tells_weights_and_biases_that_the_run_goes_on(pipeline, tmp_path, monkeypatch):
+    told: list[dict[str, bool]] = []
+    monkeypatch.setattr(Tracker, "finish", lambda self, **how: told.append(how))
+    monkeypatch.setattr(
+        merge.sweeping.run.AlphaDial, "set", lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    with pytest.raises(Preempted, match=r"stopped by SIGTERM; .* \(exit code 75\)"):
+        sweep(configure(pipeline, tmp_path / "out"))
+    assert told == [{"failed": True, "preempted": True}]
+
+
+def test_pictures_go_through_the_tower_once(pipeline, tmp_path, monkeypatch):
+    """However many candidates there are; what comes of it is compared with `evaluate` above."""
+    counts = []
+    for name, alphas in (("one", "[0]"), ("three", "[0,0.3,0.6]")):
+        batches: list[int] = []
+
+        def loading(path, *, dtype, batches=batches):
+            model: Any = load_vlm(path, dtype=dtype)
+            model.model.vision_tower.register_forward_hook(lambda *_: batches.append(1))
+            return model
+
+        monkeypatch.setattr(merge.sweeping.run, "load_vlm", loading)
+        sweep(configure(pipeline, tmp_path / name, f"alphas={alphas}", "~schedules"))
+        counts.append(len(batches))
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.fixture

@@ -51,15 +51,16 @@ def launch(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
 
 @pytest.mark.slow
 def test_two_processes_leave_what_one_leaves(pipeline, swept, tmp_path):
-    """To the last byte: points, tables, picture, metrics."""
+    """To the last byte: points, tables, picture, metrics. One of them writes the chosen model."""
     script = str(ROOT / "merge/sweep.py")
-    arguments = overrides(pipeline, tmp_path / "out")
+    arguments = overrides(pipeline, tmp_path / "out", f"write_to={tmp_path}/chosen")
     _, told = (process := launch(*TORCHRUN, script, *arguments, cwd=tmp_path)).communicate(
         timeout=200
     )
     assert process.returncode == 0, told[-3000:]
     same_files(tmp_path / "out", swept)
-    assert told.count("chosen: ") == 1
+    assert told.count("chosen: ") == told.count("wrote ") == 1
+    assert (tmp_path / "chosen/model.safetensors").is_file()
 
 
 @pytest.mark.slow
@@ -120,6 +121,14 @@ def test_others_are_waited_for_while_points_come(monkeypatch):
     there = iter(range(100))
     seen: list[int] = []
     wait_until(lambda: len(seen) > 12, lambda: seen.append(next(there)) or len(seen), longest=0.0)
+
+
+def test_others_that_come_no_more_are_given_up(monkeypatch):
+    monkeypatch.setattr(share, "LEAST_WAIT", 0.1)
+    monkeypatch.setattr(share, "POLL_SECONDS", 0.01)
+    there = iter([3, 3, 4])
+    with pytest.raises(VisiongraftError, match=r"the finished ones \(4\) are kept"):
+        wait_until(lambda: False, lambda: next(there, 4), longest=0.0)
 
 
 def test_others_that_never_come_are_given_up(monkeypatch):
