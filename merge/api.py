@@ -1,7 +1,7 @@
 """Merges a VLM with the text LM its decoder came from: `merge_checkpoints(vlm=, text=, out=, ...)`.
 
 Everything that can be refused is refused before the first byte is written, and before torch is
-imported; the weights are compared while what only moves is being copied.
+imported; the weights are compared while the first bytes are written.
 """
 
 import logging
@@ -209,13 +209,17 @@ def _write(
     num_threads: int | None,
     progress: Progress | None,
 ) -> "Computed":
-    """Writes the weights; strangers are found out while the first bytes are copied."""
+    """Writes the weights; strangers are found out while the first bytes are written."""
     method = ready.recipe.method
     work = plan_work(ready.files, method, ready.settings)
     with FilesWriter(work, staged, num_threads=num_threads, progress=progress) as writer:
         writer.start_copies()
-        measure_relatives(ready.plan)
-        counted = writer.compute(method, ready.settings, allow_nonfinite=allow_nonfinite)
+        counted = writer.compute(
+            method,
+            ready.settings,
+            allow_nonfinite=allow_nonfinite,
+            beside=lambda: measure_relatives(ready.plan),
+        )
     if counted.nonfinite:
         log.warning("NaN or Inf in %s", ", ".join(sorted(counted.nonfinite)))
     return counted

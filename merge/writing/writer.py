@@ -4,6 +4,7 @@ Bytes that only move are copied by the kernel while torch is imported; what is c
 memory that stays in the cache. Where the output folder comes from and goes to is `staging`'s job.
 """
 
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,8 +27,13 @@ Progress = Callable[[int, int], None]
 
 MAX_THREADS = 8
 JOB_ELEMENTS = 32 * CHUNK_ELEMENTS  # what a thread takes at a time
-FLUSH_BYTES = 512 << 20  # what may wait in the page cache before the disk is told to write
+NUM_FLUSHERS = 4
+FLUSH_BYTES = 256 << 20  # what may wait in the page cache before the disk is told to write
 MAX_FACTOR_BYTES = 96 << 20  # of low-rank factors, held by all threads together
+
+
+Job = tuple[OutputTensor, list[Piece]]
+"""What one thread does in one go: pieces of one tensor, in order."""
 
 
 class _StoppedError(Exception):
@@ -40,7 +46,7 @@ class Work:
 
     file: OutputFile
     copied: list[Range] = field(default_factory=list)
-    jobs: list[tuple[OutputTensor, list[Piece]]] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
     """What one thread does in one go: pieces to compute, copied pieces to look through."""
 
 
@@ -78,7 +84,7 @@ class FilesWriter:
         self._total = sum(item.file.num_bytes - len(item.file.header) for item in work)
         self._stopped = threading.Event()
         self._copier = ThreadPoolExecutor(1, "copy")
-        self._flusher = ThreadPoolExecutor(1, "flush")
+        self._flusher = ThreadPoolExecutor(NUM_FLUSHERS, "flush")
         self._copies: list[Future[None]] = []
         self._flushes: list[Future[None]] = []
         self._targets = [_create(folder / item.file.name, item.file) for item in work]
@@ -111,9 +117,20 @@ class FilesWriter:
                 self._copies.append(self._copier.submit(self._copy, piece, target))
 
     def compute(
-        self, method: MergeMethod, settings: Mapping[str, Settings], *, allow_nonfinite: bool
+        self,
+        method: MergeMethod,
+        settings: Mapping[str, Settings],
+        *,
+        allow_nonfinite: bool,
+        beside: Callable[[], None] = lambda: None,
     ) -> "Computed":
         """Computes and writes everything else; imports torch. Returns what was counted.
+
+        Args:
+            method: of all decoder tensors.
+            settings: {canonical name: settings} of them.
+            allow_nonfinite: count NaN and Inf instead of refusing them.
+            beside: done first, by one of the threads; its error ends all.
 
         Raises CheckpointError for NaN or Inf in an input (unless allowed) and for results that
         overflow their dtype.
@@ -126,10 +143,10 @@ class FilesWriter:
         with one_thread():
             try:
                 _finish(
-                    [
+                    [pool.submit(beside)]
+                    + [
                         pool.submit(self._run, computer, job, target)
-                        for item, target in zip(self._work, self._targets, strict=True)
-                        for job in item.jobs
+                        for job, target in self._jobs()
                     ]
                 )
             except BaseException:
@@ -140,9 +157,19 @@ class FilesWriter:
                 computer.close()
         return computer.counted
 
-    def _run(
-        self, computer: "Computer", job: tuple[OutputTensor, list[Piece]], target: int
-    ) -> None:
+    def _jobs(self) -> Iterator[tuple[Job, int]]:
+        """Jobs and their files, a job of each file in turn.
+
+        Threads then mostly write to different files; the kernel lets one write to a file at a time.
+        """
+        queues = [
+            [(job, target) for job in item.jobs]
+            for item, target in zip(self._work, self._targets, strict=True)
+        ]
+        for turn in itertools.zip_longest(*queues):
+            yield from (entry for entry in turn if entry is not None)
+
+    def _run(self, computer: "Computer", job: Job, target: int) -> None:
         def write(data: memoryview, offset: int) -> None:
             if self._stopped.is_set():
                 raise _StoppedError
