@@ -76,7 +76,7 @@ def test_what_the_vlm_itself_has_left_over(copy_pair, tmp_path):
     assert found["num_tensors"] - found["num_tensors_compared_once_loaded"] == num_left > 0
     assert merge_checkpoints(**pair, out=tmp_path / "two", verify_logits=False)["verified"]
     edit(tmp_path / "out", lambda tensors: tensors | {"vision_tower.more": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match="loads with unexpected_keys: .*vision_tower.more"):
+    with pytest.raises(CheckpointError, match=r"loads with unexpected_keys: .*vision_tower.more"):
         check_loads(tmp_path / "out", copy_pair.vlm)
 
 
