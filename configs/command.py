@@ -54,9 +54,10 @@ SCHEMAS: dict[str, type] = {
     "inspect": InspectConfig,
     "export": ExportConfig,
 }
+IN_SEVERAL_PROCESSES = (TrainConfig, SweepConfig)
 AGAIN = {
     "train": "; the same command goes on from the last checkpoint, or anew where there is none yet",
-    "sweep": "; the same command goes on with the next alpha",
+    "sweep": "; the same command goes on with what is not measured yet",
 }
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # what a shell reports for a program ended by Ctrl-C
 
@@ -152,8 +153,10 @@ def _check_and_call(config: DictConfig, schema: type, task: str) -> None:
             if hasattr(plain, key):
                 path = f"{getattr(plain, key)}/{HydraConfig.get().job.num}"
                 plain = replace(plain, **{key: path})
-    if schema is not TrainConfig and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ConfigError("only training runs in several processes; start this without torchrun")
+    if schema not in IN_SEVERAL_PROCESSES and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError(
+            "only training and the sweep run in several processes; start this without torchrun"
+        )
     check_rules(plain)
     setup_logging()
     module, function = task.split(":")
@@ -201,7 +204,9 @@ def _for_hydra(override: str, schema: type) -> str:
     """Put `++` before a key below a free name, such as `data.sources.captions.image_root`.
 
     Hydra refuses it otherwise where no YAML file mentions it. That it is in the schema was checked.
+    So too before a group of free names at the root, such as `schedules`: no YAML file fills one.
     """
     item = OverridesParser.create().parse_override(override)
-    plain = item.type is OverrideType.CHANGE and is_below_free_name(item.key_or_group, schema)
-    return f"++{override}" if plain else override
+    key = item.key_or_group
+    is_free = is_below_free_name(key if "." in key else f"{key}.name", schema)
+    return f"++{override}" if is_free and item.type is OverrideType.CHANGE else override

@@ -4,6 +4,7 @@ Each rule yields lines; `check_rules` tells all of them together.
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -49,6 +50,8 @@ POSITIVE = (
     "peak_tflops",
     "device_memory_gib",
 )
+SCHEDULE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+TEXT_LM = "text_lm"  # what a sweep calls the text LM where alpha 0 of its method is something else
 BY_METHOD = ("alpha", "text_weight", "density")  # merge.recipe knows what a method can take
 REAL = (
     *SHARES,
@@ -69,11 +72,7 @@ def check_rules(config: Any) -> None:
         problems += _engine_rules(config)
         problems += _best_rules(config)
     if isinstance(config, SweepConfig):
-        problems += [line for alpha in config.alphas for line in _alpha_rule("alphas", alpha)]
-        if not config.alphas:
-            problems += ["alphas: is empty, give at least one"]
-        elif 0 not in config.alphas:
-            problems += ["alphas: 0 is not among them: the text LM, to hold the others against"]
+        problems += _sweep_rules(config)
     if isinstance(getattr(config, "data", None), DataConfig):
         problems += _data_rules(config.data)
     if problems:
@@ -121,10 +120,27 @@ def _real_ranges(name: str, path: str, value: float) -> Iterator[str]:
         yield f"{path}: is {value}, but it is at least 0"
 
 
-def _alpha_rule(key: str, alpha: float) -> list[str]:
-    if 0 <= alpha <= 1:
-        return []
-    return [f"{key}: is {alpha}, but it is the share of the VLM, between 0 and 1"]
+def _sweep_rules(config: SweepConfig) -> Iterator[str]:
+    for alpha in config.alphas:
+        if not math.isfinite(alpha):
+            yield f"alphas: is {alpha}, but it is a finite number"
+        elif not (0 <= alpha <= 1 or config.extrapolate):
+            yield (
+                f"alphas: is {alpha}, but it is the share of the VLM, between 0 and 1 "
+                "(extrapolate=true allows it)"
+            )
+    if not config.alphas:
+        yield "alphas: is empty, give at least one"
+    elif 0 not in config.alphas:
+        yield "alphas: 0 is not among them: the text LM, to hold the others against"
+    if len(set(config.alphas)) < len(config.alphas):
+        yield f"alphas: {config.alphas} names an alpha twice"
+    for name in config.schedules:
+        if not SCHEDULE_NAME.fullmatch(name) or name == TEXT_LM:
+            yield (
+                f"schedules.{name}: the name is that of a file; a letter, then letters, digits, "
+                f"_ or -, and not {TEXT_LM}"
+            )
 
 
 def _model_rules(model: ModelConfig) -> Iterator[str]:

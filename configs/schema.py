@@ -451,14 +451,20 @@ class VerifyMergeConfig:
 
 
 @dataclass
-class SweepConfig:
-    """`python -m merge.sweep`"""
+class SweepConfig(MethodConfig):
+    """`python -m merge.sweep`, under torchrun too: its processes share out what is measured"""
 
     vlm: str = MISSING
     text: str = MISSING
-    out: str = MISSING  # folder for the table, the plot, the report
+    out: str = MISSING  # folder for tables, plot and finished points; the same command goes on
+    # One alpha of all tensors each; 0, the text LM, must be among them
     alphas: list[float] = field(default_factory=lambda: [i / 10 for i in range(11)])
+    # name -> alpha by depth or kind of module, measured beside `alphas`, such as
+    # {falling: {alpha: [0.8, 0.2]}, no_embeddings: {alpha: 0.4, alpha_overrides: {embeddings: 0}}}
+    schedules: dict[str, AlphaConfig] = field(default_factory=dict)
     max_text_loss_increase: float = 0.05  # nats a token over the text LM that the choice may cost
+    # Folder to write the chosen model to, as `python -m merge` would; null: no model is written
+    write_to: str | None = None
     force: bool = False  # sweep although the two do not look related
     seed: int = 0
     dry_run: bool = False  # check everything, print the plan, measure nothing

@@ -58,7 +58,7 @@ and has no pretraining, so it is trained together with the projector in align.
 
 def summarise(sweep: dict[str, Any], *, alpha: float) -> str:
     """Return what the figures say, whichever way they fall."""
-    points = sweep["points"]
+    points = [point for point in sweep["points"] if point["alpha"] is not None]
     before, after = (_at(points, end) for end in (0.0, 1.0))
     between = _at(points, alpha)
     lines = [
@@ -80,7 +80,7 @@ def summarise(sweep: dict[str, Any], *, alpha: float) -> str:
     lines.append(
         f"\nSFT on captions left {left} of what the text LM could do; the merge at alpha {alpha:g} "
         f"has {kept_text} of it, with {kept_captions} of the captioning. "
-        f"The sweep chose alpha {sweep['chosen']['alpha']:g}."
+        f"The sweep chose alpha {sweep['chosen']['name']}."
     )
     return "\n".join(lines)
 

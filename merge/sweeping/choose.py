@@ -1,15 +1,19 @@
-"""Which alpha: the rule, in words and in code. No torch."""
+"""Which candidate: the rule, in words and in code, and the Pareto front. No torch."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from configs.errors import CheckpointError
 
 
 @dataclass(frozen=True)
 class Point:
-    """What was measured at one alpha, each the mean over groups and languages."""
+    """What was measured of one candidate, each the mean over groups and languages."""
 
-    alpha: float
+    name: str
+    alpha: float | None  # None for a schedule
     text_nll: float  # nats a token of held-out text
     text_exact_match: float | None  # share of held-out questions without pictures
     caption_nll: float
@@ -25,54 +29,88 @@ class Point:
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen alpha and the rule that chose it."""
+    """The chosen candidate and the rule that chose it."""
 
-    alpha: float
+    name: str
+    alpha: float | None
     rule: str
 
 
-def choose_alpha(points: Sequence[Point], *, max_text_loss_increase: float) -> Choice:
-    """Return the alpha with the best captions among those that cost little text.
+def choose_candidate(
+    points: Sequence[Point], *, text_lm: str, max_text_loss_increase: float
+) -> Choice:
+    """The candidate with the best captions among those that cost little text.
+
+    Of equals a number goes before a schedule, a small number before a large one.
 
     Args:
-        points: one each alpha; the smallest alpha stands for the text LM.
+        points: one each candidate.
+        text_lm: name of the one that is the text LM.
         max_text_loss_increase: nats a token that the choice may cost over the text LM.
+
+    Raises CheckpointError where the text LM itself has no loss or no caption score.
     """
-    base = min(points, key=lambda point: point.alpha)
+    base = point_of(points, text_lm)
     limit = base.text_nll + max_text_loss_increase
-    allowed = [point for point in points if point.text_nll <= limit]
-    best = max(allowed, key=lambda point: (point.caption_score, -point.alpha))
+    allowed = [p for p in points if p.text_nll <= limit and not math.isnan(p.caption_score)]
+    if base not in allowed:
+        raise CheckpointError(
+            f"the text LM's held-out text loss is {base.text_nll}, its caption score "
+            f"{base.caption_score}: no numbers to hold others against; is it whole?"
+        )
+    best = max(allowed, key=_preference)
     measure = "likelihood" if best.caption_chrf is None else "chrF"
     rule = (
-        f"largest {measure} of held-out captions among the {len(allowed)} of {len(points)} alphas "
-        f"whose held-out text loss is at most {limit:.3f} nats a token: that of alpha "
-        f"{base.alpha:g} ({base.text_nll:.3f}) plus max_text_loss_increase="
-        f"{max_text_loss_increase:g}"
+        f"largest {measure} of held-out captions among the {len(allowed)} of {len(points)} "
+        f"candidates whose held-out text loss is at most {limit:.3f} nats a token: that of the "
+        f"text LM ({base.text_nll:.3f}) plus max_text_loss_increase={max_text_loss_increase:g}"
     )
-    return Choice(best.alpha, rule)
+    return Choice(best.name, best.alpha, rule)
 
 
-def make_point(alpha: float, results: dict[str, Any], caption_groups: Sequence[str]) -> Point:
-    """Return the point of one measurement: the mean over groups of the mean over languages.
+def pareto_front(points: Sequence[Point]) -> list[Point]:
+    """Points that no other one beats in text loss and captions at once, by rising text loss."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.text_nll, -p.caption_score)):
+        if not front or point.caption_score > front[-1].caption_score:
+            front.append(point)
+    return front
+
+
+def point_of(points: Sequence[Point], name: str) -> Point:
+    """The point of a candidate."""
+    return next(point for point in points if point.name == name)
+
+
+def make_point(
+    name: str, alpha: float | None, means: Mapping[str, Mapping[str, Any]], captions: Sequence[str]
+) -> Point:
+    """The point of one measurement: the mean over groups of the mean over languages.
 
     Args:
-        alpha: where it was taken.
-        results: `{group: {measure: mean}}`.
-        caption_groups: groups whose rows have pictures; the others are text.
+        name: of the candidate.
+        alpha: its number, or None.
+        means: `{group: {measure: mean}}`.
+        captions: groups whose rows have pictures; the others are text.
     """
-    text = [means for name, means in results.items() if name not in caption_groups]
-    captions = [means for name, means in results.items() if name in caption_groups]
+    text = [found for group, found in means.items() if group not in captions]
+    seen = [found for group, found in means.items() if group in captions]
     return Point(
+        name=name,
         alpha=alpha,
         text_nll=_mean(text, "nll") or 0.0,
         text_exact_match=_mean(text, "exact_match"),
-        caption_nll=_mean(captions, "nll") or 0.0,
-        picture_gap=_mean(captions, "picture_gap") or 0.0,
-        caption_exact_match=_mean(captions, "exact_match"),
-        caption_chrf=_mean(captions, "chrf"),
+        caption_nll=_mean(seen, "nll") or 0.0,
+        picture_gap=_mean(seen, "picture_gap") or 0.0,
+        caption_exact_match=_mean(seen, "exact_match"),
+        caption_chrf=_mean(seen, "chrf"),
     )
 
 
-def _mean(groups: Sequence[dict[str, float]], measure: str) -> float | None:
+def _preference(point: Point) -> tuple[float, bool, float]:
+    return point.caption_score, point.alpha is not None, -(point.alpha or 0.0)
+
+
+def _mean(groups: Sequence[Mapping[str, float]], measure: str) -> float | None:
     values = [means[measure] for means in groups if measure in means]
     return sum(values) / len(values) if values else None

@@ -1,97 +1,176 @@
-"""The table and the picture of a sweep."""
+"""The tables of a sweep: Markdown, CSV, JSON. The picture is drawn in plot.py."""
 
 import csv
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from merge.sweeping.choose import Choice, Point
+from merge.sweeping.candidates import Candidate
+from merge.sweeping.choose import Choice, Point, point_of
+from merge.sweeping.points import Measured
 
 HEADINGS = {
-    "alpha": "alpha",
+    "name": "alpha",
     "text_nll": "text loss",
+    "text_loss_increase": "increase",
     "text_exact_match": "text exact match",
     "caption_nll": "caption loss",
     "picture_gap": "picture gap",
     "caption_exact_match": "caption exact match",
     "caption_chrf": "caption chrF",
 }
-TEXT_COLOUR, CAPTION_COLOUR = "#b4512d", "#1f6f8b"
+LANGUAGE_COLUMNS = ("candidate", "group", "language", "measure", "value", "count")
+ABSENT = "–"
 
 
-def write_csv(path: Path, points: Sequence[Point]) -> None:
-    """Write one line a point."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Point)])
-        writer.writeheader()
-        writer.writerows(asdict(point) for point in points)
+@dataclass(frozen=True)
+class Outcome:
+    """All that a sweep has found."""
+
+    candidates: Sequence[Candidate]
+    measured: Sequence[Measured]
+    """One each candidate, in the same order."""
+    captions: Sequence[str]
+    """Groups whose rows have pictures."""
+    text_lm: str
+    """Name of the candidate that is the text LM."""
+    choice: Choice
+
+    @property
+    def points(self) -> list[Point]:
+        """The means."""
+        return [measured.point for measured in self.measured]
+
+    def increase(self, point: Point) -> float:
+        """Nats a token of held-out text that a candidate costs over the text LM."""
+        return point.text_nll - point_of(self.points, self.text_lm).text_nll
+
+    def columns(self) -> list[str]:
+        """Names of what `cells` gives of each point."""
+        return [*asdict(self.points[0]), "text_loss_increase"]
+
+    def cells(self, point: Point) -> list[Any]:
+        """All numbers of a point."""
+        return [*asdict(point).values(), self.increase(point)]
+
+    def language_rows(self) -> list[tuple[str, str, str, str, float, int]]:
+        """Every number of every candidate, group, measure and language, as LANGUAGE_COLUMNS."""
+        return [row for measured in self.measured for row in measured.rows()]
 
 
-def write_markdown(path: Path, points: Sequence[Point], choice: Choice) -> None:
-    """Write the table, with the chosen alpha in bold and the rule below."""
-    path.write_text(
-        f"# Sweep over alpha\n\n{format_table(points, choice)}\n\n"
-        f"Chosen: **alpha {choice.alpha:g}**, the {choice.rule}.\n\n"
-        "Losses and the gap are nats a supervised token; the gap is the caption loss with a "
-        "shuffled picture minus that with the right one.\n\n![sweep](sweep.png)\n",
-        encoding="utf-8",
-    )
+def write_tables(out: Path, outcome: Outcome) -> None:
+    """Write sweep.json, sweep.csv, sweep_languages.csv and sweep.md."""
+    plain = {
+        "chosen": asdict(outcome.choice),
+        "text_lm": outcome.text_lm,
+        "points": [asdict(point) for point in outcome.points],
+    }
+    (out / "sweep.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
+    cells = [outcome.cells(point) for point in outcome.points]
+    _write_csv(out / "sweep.csv", outcome.columns(), cells)
+    _write_csv(out / "sweep_languages.csv", LANGUAGE_COLUMNS, outcome.language_rows())
+    (out / "sweep.md").write_text(format_report(outcome), encoding="utf-8")
 
 
-def format_table(points: Sequence[Point], choice: Choice) -> str:
-    """Return the points as a Markdown table."""
-    lines = [
-        "| " + " | ".join(HEADINGS.values()) + " |",
-        "|" + "---:|" * len(HEADINGS),
+def format_report(outcome: Outcome) -> str:
+    """Return the Markdown report; its first paragraph is its title."""
+    schedules = [
+        f"- `{candidate.name}`: alpha {candidate.recipe.alpha}"
+        for candidate in outcome.candidates
+        if candidate.alpha is None
     ]
-    for point in points:
-        cells = [_cell(name, getattr(point, name)) for name in HEADINGS]
-        if point.alpha == choice.alpha:
+    parts = [
+        "# Sweep over alpha",
+        format_table(outcome),
+        *(["\n".join(schedules)] if schedules else []),
+        f"Chosen: **{_called(outcome.choice)}**, the {outcome.choice.rule}.",
+        "Losses and the gap are nats a supervised token, increase is that of the text loss over "
+        "the text LM's; the gap is the caption loss with a shuffled picture minus that with the "
+        "right one. Each is the mean over groups of the mean over languages.",
+        "![sweep](sweep.png)",
+        format_languages(outcome),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def format_table(outcome: Outcome) -> str:
+    """Return the means as a Markdown table, the choice in bold."""
+    lines = ["| " + " | ".join(HEADINGS.values()) + " |", "|" + "---:|" * len(HEADINGS)]
+    for point in outcome.points:
+        values = asdict(point) | {"text_loss_increase": outcome.increase(point)}
+        cells = [_cell(name, values[name]) for name in HEADINGS]
+        if point.name == outcome.choice.name:
             cells = [f"**{cell}**" for cell in cells]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def write_plot(path: Path, points: Sequence[Point], choice: Choice) -> None:
-    """Draw what is known of text and of pictures against alpha."""
-    import matplotlib
+def format_languages(outcome: Outcome) -> str:
+    """Return by language what text costs and what captions are worth, at three candidates."""
+    names = _compared(outcome)
+    found = {measured.point.name: measured for measured in outcome.measured}
+    text = [group for group in found[outcome.text_lm].results if group not in outcome.captions]
+    generated = all(point.caption_chrf is not None for point in outcome.points)
+    measure, title = ("chrf", "caption chrF") if generated else ("nll", "caption loss")
+    losses = {name: found[name].by_language(text, "nll") for name in names}
+    scores = {name: found[name].by_language(outcome.captions, measure) for name in names}
+    base = losses[outcome.text_lm]
+    headings = [
+        "language",
+        f"text loss, {names[outcome.text_lm]}",
+        *(f"increase, {called}" for name, called in names.items() if name != outcome.text_lm),
+        *(f"{title}, {called}" for called in names.values()),
+    ]
+    lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
+    for code in sorted({*base, *scores[outcome.text_lm]}):
+        cells = [_at(base, code, "{:.3f}")]
+        for name in names:
+            if name != outcome.text_lm:
+                rise = {c: value - base[c] for c, value in losses[name].items()}
+                cells.append(_at(rise, code, "{:+.3f}"))
+        form = "{:.1f}" if generated else "{:.3f}"
+        cells += [_at(scores[name], code, form) for name in names]
+        lines.append(f"| {code} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    shown = sorted(points, key=lambda point: point.alpha)
-    alphas = [point.alpha for point in shown]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    if all(p.text_exact_match is not None and p.caption_exact_match is not None for p in shown):
-        text = [100 * (p.text_exact_match or 0) for p in shown]
-        caption = [100 * (p.caption_exact_match or 0) for p in shown]
-        left.plot(alphas, text, "o-", color=TEXT_COLOUR, label="text questions")
-        left.plot(alphas, caption, "s-", color=CAPTION_COLOUR, label="captions")
-        left.set(ylabel="answered exactly, %", ylim=(-3, 103), title="Skills")
+def _compared(outcome: Outcome) -> dict[str, str]:
+    """{name: what it is called} of the text LM, the choice and the VLM, as far as measured."""
+    choice = outcome.choice
+    called = {outcome.text_lm: "text LM"}
+    if choice.name == outcome.text_lm:
+        called[choice.name] += " (chosen)"
     else:
-        left.plot(alphas, [p.picture_gap for p in shown], "s-", color=CAPTION_COLOUR, label="gap")
-        left.set(ylabel="picture gap, nats a token", title="Use of the picture")
-    text_loss, caption_loss = [p.text_nll for p in shown], [p.caption_nll for p in shown]
-    right.plot(alphas, text_loss, "o-", color=TEXT_COLOUR, label="text")
-    right.plot(alphas, caption_loss, "s-", color=CAPTION_COLOUR, label="captions")
-    right.set(ylabel="loss, nats a token", title="Held-out loss")
-    for axes in (left, right):
-        axes.axvline(choice.alpha, color="0.6", linestyle="--", linewidth=1)
-        axes.annotate(
-            f"chosen: {choice.alpha:g}", (choice.alpha, 1.0), xycoords=("data", "axes fraction"),
-            xytext=(3, -10), textcoords="offset points", fontsize=8, color="0.4",
-        )  # fmt: skip
-        axes.set_xlabel("alpha (0: text LM, 1: VLM)")
-        axes.grid(alpha=0.25)
-        axes.legend(frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+        called[choice.name] = f"chosen ({choice.name})"
+    vlm = next((point.name for point in outcome.points if point.alpha == 1), None)
+    if vlm is not None and vlm not in called:
+        called[vlm] = "VLM (1)"
+    return called
 
 
-def _cell(name: str, value: float | None) -> str:
+def _called(choice: Choice) -> str:
+    return choice.name if choice.alpha is None else f"alpha {choice.name}"
+
+
+def _at(values: dict[str, float], code: str, form: str) -> str:
+    return form.format(values[code]) if code in values else ABSENT
+
+
+def _cell(name: str, value: Any) -> str:
     if value is None:
-        return "–"
+        return ABSENT
+    if name == "name":
+        return str(value)
     if name.endswith("exact_match"):
         return f"{value:.0%}"
-    return {"alpha": f"{value:g}", "caption_chrf": f"{value:.1f}"}.get(name, f"{value:.3f}")
+    forms = {"caption_chrf": "{:.1f}", "text_loss_increase": "{:+.3f}"}
+    return forms.get(name, "{:.3f}").format(value)
+
+
+def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)

@@ -1,30 +1,39 @@
 """The work of `python -m merge.sweep`."""
 
-import json
 import logging
-from dataclasses import asdict
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from configs.errors import CheckpointError, ConfigError, DataError
-from configs.schema import SweepConfig
+from configs.errors import DataError, Preempted
+from configs.schema import MethodConfig, SweepConfig
 from data.processor import load_processor
 from data.render import Renderer
 from merge.matching.plan import plan_merge
 from merge.matching.tensor_table import TensorPlan
 from merge.reading.chunks import TORCH_DTYPES
-from merge.recipe.recipe import make_recipe
-from merge.sweeping.choose import Choice, Point, choose_alpha, make_point
+from merge.sweeping.candidates import Candidate, check_against, find_text_lm, list_candidates
+from merge.sweeping.choose import choose_candidate
+from merge.sweeping.features import remember_image_features
+from merge.sweeping.folder import check_folders, claim
 from merge.sweeping.in_place import AlphaDial
-from merge.sweeping.report import write_csv, write_markdown, write_plot
-from train.measuring.evaluation import HeldOut, as_json, flat_metrics
+from merge.sweeping.plot import write_plot
+from merge.sweeping.points import Measured, PointFiles
+from merge.sweeping.report import LANGUAGE_COLUMNS, Outcome, write_tables
+from merge.sweeping.share import ended_by_signals, meet, share_of, wait_until
+from merge.sweeping.write import write_chosen
+from train.measuring.evaluation import HeldOut
 from train.measuring.held_out import prepare_held_out
 from train.model.load import load_vlm
 from train.model.loss import add_token_losses, check_against_text_class
 from train.process import set_up_process
+from train.ranks import device_of_rank, rank
 from train.saving.run_folder import to_plain
 from train.watching.tracking import Tracker, start_tracker
 
@@ -32,52 +41,180 @@ log = logging.getLogger(__name__)
 
 
 def sweep(config: SweepConfig) -> None:
-    """Measure every alpha, choose one, write table, plot and points to `config.out`."""
+    """Measure every candidate, choose one, and write tables, plot and points to `config.out`."""
     set_up_process(config.engine.num_threads, config.seed)
-    out = Path(config.out)
-    _check_folder(out, config)
-    table = plan_merge(Path(config.vlm), Path(config.text), force=config.force).table
-    processor = load_processor(config.vlm)
+    candidates = candidates_of(config)
+    check_folders(config)
+    table = plan_merge(
+        Path(config.vlm),
+        Path(config.text),
+        base=None if config.base is None else Path(config.base),
+        force=config.force,
+    ).table
+    check_against(candidates, table)
     held_out = prepare_held_out(
-        config.data, config.evaluation, Renderer(processor), seed=config.seed
+        config.data,
+        config.evaluation,
+        Renderer(load_processor(config.vlm)),
+        seed=config.seed,
     )
     captions = _caption_groups(held_out)
+    points = PointFiles(Path(config.out) / "points")
+    finished = [points.read(c).point.name for c in candidates if points.has(c)]
+    pending = [candidate for candidate in candidates if candidate.name not in finished]
     if config.dry_run:
-        log.info("would measure %s on %s", config.alphas, ", ".join(held_out.groups))
+        _tell_plan(config, candidates, finished, held_out)
         return
-    model: Any = load_vlm(config.vlm, dtype=_stored_dtype(table))
-    model.to(device())
+    with ended_by_signals():
+        if pending:
+            meet()
+        board = Board(candidates, points, _open(config))
+        try:
+            longest = _measure(share_of(pending), config, table, held_out, captions, board)
+            wait_until(board.is_full, board.count, longest=longest)
+            if rank() == 0:
+                _conclude(config, candidates, captions, board)
+        except BaseException as error:
+            board.tracker.finish(failed=True, preempted=isinstance(error, Preempted))
+            raise
+        board.tracker.finish()
+
+
+def candidates_of(config: SweepConfig) -> list[Candidate]:
+    """Every alpha and schedule of a config, with its method."""
+    method = {item.name: getattr(config, item.name) for item in fields(MethodConfig)}
+    base = method.pop("base")
+    method["method"] = config.method.value
+    return list_candidates(
+        alphas=config.alphas,
+        schedules={k: (v.alpha, v.alpha_overrides) for k, v in config.schedules.items()},
+        has_base=base is not None,
+        **method,
+    )
+
+
+class Board:
+    """What is finished, by whichever process; told in the candidates' order as it comes."""
+
+    def __init__(
+        self, candidates: Sequence[Candidate], points: PointFiles, tracker: Tracker
+    ) -> None:
+        """Nothing is told yet, not even what an earlier sweep has finished."""
+        self.candidates, self.points, self.tracker = candidates, points, tracker
+        self.measured: list[Measured] = []
+        self._bar: Any = tqdm(
+            total=len(candidates), desc="sweep", unit="point", disable=rank() != 0
+        )
+
+    def count(self) -> int:
+        """Finished points."""
+        return sum(map(self.points.has, self.candidates))
+
+    def is_full(self) -> bool:
+        """Tell what is new; whether all is finished."""
+        for candidate in self.candidates[len(self.measured) :]:
+            if not self.points.has(candidate):
+                return False
+            self.measured.append(self.points.read(candidate))
+            self.tracker.log(_metrics(self.measured[-1]), len(self.measured) - 1)
+            self._bar.update()
+        self._bar.close()
+        return True
+
+
+def _measure(
+    mine: Sequence[Candidate],
+    config: SweepConfig,
+    table: Sequence[TensorPlan],
+    held_out: HeldOut,
+    captions: Sequence[str],
+    board: Board,
+) -> float:
+    """Measure what falls to this process; return the seconds of the longest one."""
+    board.is_full()
+    if not mine:
+        return 0.0
+    started = time.monotonic()
+    model = _load(config.vlm, table)
+    dial = AlphaDial(model, table, num_threads=config.engine.num_threads or _cores_of_process())
+    longest = 0.0
+    for candidate in mine:
+        dial.set(candidate.recipe)
+        results = held_out.measure(model, generate=config.evaluation.generate)
+        board.points.write(candidate, results, captions)
+        board.is_full()
+        now = time.monotonic()
+        started, longest = now, max(longest, now - started)
+    return longest
+
+
+def _load(vlm: str, table: Sequence[TensorPlan]) -> Any:
+    """Return the VLM on this process's device, ready to be measured."""
+    model: Any = load_vlm(vlm, dtype=_stored_dtype(table))
+    model.to(device_of_rank())
     add_token_losses(model)
     check_against_text_class(model)
-    tracker = _open(out, config)
-    try:
-        dial = AlphaDial(model, table)
-        points = []
-        for alpha in tqdm(config.alphas, desc="sweep", unit="alpha"):
-            points.append(
-                _measure(alpha, model, dial, held_out, captions, out, config.evaluation.generate)
-            )
-            tracker.log(_metrics(points[-1]), len(points) - 1)
-        choice = choose_alpha(points, max_text_loss_increase=config.max_text_loss_increase)
-        _write(out, points, choice)
-        log.info("alpha %g: %s; see %s", choice.alpha, choice.rule, out / "sweep.md")
-        tracker.log({"sweep/chosen_alpha": choice.alpha}, len(points))
-        tracker.log_table("sweep/points", list(asdict(points[0])),
-                          [list(asdict(p).values()) for p in points], len(points))  # fmt: skip
-    except BaseException:
-        tracker.finish(failed=True)
-        raise
-    tracker.finish()
+    remember_image_features(model)
+    return model
 
 
-def device() -> torch.device:
-    """Return the first GPU, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _conclude(
+    config: SweepConfig, candidates: Sequence[Candidate], captions: Sequence[str], board: Board
+) -> None:
+    """Choose, report, and write the chosen model where that is asked for."""
+    out, limit = Path(config.out), config.max_text_loss_increase
+    measured, text_lm = board.measured, find_text_lm(candidates).name
+    choice = choose_candidate(
+        [each.point for each in measured], text_lm=text_lm, max_text_loss_increase=limit
+    )
+    outcome = Outcome(candidates, measured, captions, text_lm, choice)
+    write_tables(out, outcome)
+    write_plot(out / "sweep.png", outcome, max_text_loss_increase=limit)
+    chosen = next(candidate for candidate in candidates if candidate.name == choice.name)
+    log.info("chosen: %s, the %s; see %s", chosen, choice.rule, out / "sweep.md")
+    _track(board.tracker, outcome, out)
+    if config.write_to is not None:
+        write_chosen(
+            chosen,
+            vlm=config.vlm,
+            text=config.text,
+            base=config.base,
+            out=config.write_to,
+            force=config.force,
+            num_threads=config.engine.num_threads,
+        )
 
 
-def _stored_dtype(table: list[TensorPlan]) -> torch.dtype:
-    """Return the dtype of the VLM's decoder on disk, whatever its config says."""
-    return next(TORCH_DTYPES[plan.vlm.dtype] for plan in table if plan.text is not None)
+def _track(tracker: Tracker, outcome: Outcome, out: Path) -> None:
+    step, choice = len(outcome.measured), outcome.choice
+    number = {} if choice.alpha is None else {"sweep/chosen_alpha": choice.alpha}
+    tracker.log({"sweep/chosen": choice.name, **number}, step)
+    rows = [outcome.cells(point) for point in outcome.points]
+    tracker.log_table("sweep/points", outcome.columns(), rows, step)
+    languages = [list(row) for row in outcome.language_rows()]
+    tracker.log_table("sweep/languages", list(LANGUAGE_COLUMNS), languages, step)
+    for name in ("sweep.md", "sweep.png", "sweep.csv", "sweep_languages.csv"):
+        tracker.save_file(out / name)
+
+
+def _metrics(measured: Measured) -> dict[str, float]:
+    values = asdict(measured.point)
+    values.pop("name")
+    return {f"sweep/{name}": value for name, value in values.items() if value is not None}
+
+
+def _tell_plan(
+    config: SweepConfig,
+    candidates: Sequence[Candidate],
+    finished: Sequence[str],
+    held_out: HeldOut,
+) -> None:
+    told = ", ".join(f"{c}{' (finished)' if c.name in finished else ''}" for c in candidates)
+    rows = ", ".join(f"{name} ({len(group)} rows)" for name, group in held_out.groups.items())
+    log.info("would measure %s", told)
+    log.info("on %s", rows)
+    if config.write_to is not None:
+        log.info("and write the chosen model to %s", config.write_to)
 
 
 def _caption_groups(held_out: HeldOut) -> list[str]:
@@ -94,69 +231,26 @@ def _caption_groups(held_out: HeldOut) -> list[str]:
     return captions
 
 
-def _measure(
-    alpha: float,
-    model: Any,
-    dial: AlphaDial,
-    held_out: HeldOut,
-    captions: list[str],
-    out: Path,
-    generate: bool,
-) -> Point:
-    """Return one point, from its file where an earlier, interrupted sweep has measured it."""
-    path = out / "points" / f"alpha-{str(alpha).removesuffix('.0')}.json"
-    if path.is_file():
-        return Point(**json.loads(path.read_text(encoding="utf-8"))["point"])
-    dial.set(make_recipe(alpha=alpha))
-    results = held_out.measure(model, generate=generate)
-    means = {name: result.metrics() for name, result in results.items()}
-    point = make_point(alpha, means, captions)
-    staging = path.with_suffix(".writing")
-    content = {"point": asdict(point), "results": as_json(results), "means": flat_metrics(results)}
-    staging.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-    staging.replace(path)
-    return point
-
-
-def _check_folder(out: Path, config: SweepConfig) -> None:
-    """Refuse a folder of another sweep; a missing input is told before anything loads."""
-    for key in ("vlm", "text"):
-        if not Path(getattr(config, key)).is_dir():
-            raise CheckpointError(f"{key}={getattr(config, key)!r} is not a folder")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    file = out / "config.json"
-    same = file.is_file() and json.loads(file.read_text(encoding="utf-8")) == _identity(config)
-    if not same:
-        raise ConfigError(
-            f"out={config.out!r} holds something else than this sweep; give a new folder"
-        )
-
-
-def _identity(config: SweepConfig) -> dict[str, Any]:
-    """Return what makes two sweeps the same; more alphas may be added to one."""
-    plain: dict[str, Any] = to_plain(config)
-    for key in ("alphas", "tracker", "engine", "dry_run", "max_text_loss_increase", "out"):
-        plain.pop(key)
-    return plain
-
-
-def _open(out: Path, config: SweepConfig) -> Tracker:
-    (out / "points").mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(_identity(config), indent=1), encoding="utf-8")
-    (out / "metrics.jsonl").unlink(missing_ok=True)
+def _open(config: SweepConfig) -> Tracker:
+    """Claim the folder and start the tracker, in the first process alone."""
+    out = Path(config.out)
+    if rank() == 0:
+        claim(config)
+        (out / "metrics.jsonl").unlink(missing_ok=True)
     return start_tracker(
-        config.tracker, out, job_type="sweep", run_config=to_plain(config), first_process=True
+        config.tracker,
+        out,
+        job_type="sweep",
+        run_config=to_plain(config),
+        first_process=rank() == 0,
     )
 
 
-def _metrics(point: Point) -> dict[str, float]:
-    return {f"sweep/{name}": value for name, value in asdict(point).items() if value is not None}
+def _stored_dtype(table: Sequence[TensorPlan]) -> torch.dtype:
+    """Return the dtype of the VLM's decoder on disk, whatever its config says."""
+    return next(TORCH_DTYPES[plan.vlm.dtype] for plan in table if plan.text is not None)
 
 
-def _write(out: Path, points: list[Point], choice: Choice) -> None:
-    plain = {"chosen": asdict(choice), "points": [asdict(point) for point in points]}
-    (out / "sweep.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
-    write_csv(out / "sweep.csv", points)
-    write_markdown(out / "sweep.md", points, choice)
-    write_plot(out / "sweep.png", points, choice)
+def _cores_of_process() -> int:
+    """This process's part of the machine; torchrun gives each of its processes one thread."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

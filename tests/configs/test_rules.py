@@ -163,6 +163,33 @@ def test_every_alpha_of_a_sweep_is_a_share() -> None:
     ]  # fmt: skip
 
 
+def test_alphas_outside_where_that_is_asked_for() -> None:
+    outside = ["alphas=[0,-0.1,1.5]", "extrapolate=true"]
+    assert load_config("sweep", [*MERGE, *outside]).alphas == [0, -0.1, 1.5]
+    assert refused("sweep", *MERGE, "alphas=[0,inf]", outside[1]).startswith("alphas: is inf, but")
+
+
+def test_an_alpha_named_twice() -> None:
+    assert "alphas: [0.0, 0.5, 0.5] names an alpha twice" in refused(
+        "sweep", *MERGE, "alphas=[0,0.5,0.5]"
+    )
+
+
+def test_schedules_have_free_names_that_can_be_files() -> None:
+    told = "schedules={falling: {alpha: [0.8, 0.2]}, b-2: {alpha_overrides: {embeddings: 0}}}"
+    found = load_config("sweep", [*MERGE, told, "schedules.more.alpha=[[0,1],[1,0]]"]).schedules
+    assert {name: (item.alpha, item.alpha_overrides) for name, item in found.items()} == {
+        "falling": ([0.8, 0.2], {}),
+        "b-2": (0.4, {"embeddings": 0}),
+        "more": ([[0, 1], [1, 0]], {}),
+    }
+    for name in ("text_lm", "../up", "a.b", "9b"):
+        message = refused("sweep", *MERGE, f"schedules={{{name}: {{alpha: 1}}}}")
+        assert "the name is that of a file" in message
+    message = refused("sweep", *MERGE, "schedules={a: {alhpa: 1}}")
+    assert message == "schedules.a.alhpa: no such key (did you mean schedules.a.alpha?)"
+
+
 def test_a_sweep_over_nothing() -> None:
     assert "alphas: is empty" in refused("sweep", *MERGE, "alphas=[]")
 

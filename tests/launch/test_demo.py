@@ -75,7 +75,10 @@ def test_the_summary_says_what_the_figures_say() -> None:
                 "picture_gap": caption}  # fmt: skip
 
     sweep = {"points": [point(0, 0.8, 0.1), point(0.4, 0.6, 0.5), point(1, 0.0, 1.0)],
-             "chosen": {"alpha": 0.4}}  # fmt: skip
+             "chosen": {"name": "0.4", "alpha": 0.4}}  # fmt: skip
     told = summarise(sweep, alpha=0.4)
     assert "SFT on captions left 0% of what the text LM could do" in told
     assert "has 75% of it, with 50% of the captioning" in told
+    assert told.endswith("The sweep chose alpha 0.4.")
+    sweep["points"].append(point(0.4, 0.1, 0.1) | {"alpha": None})  # a schedule
+    assert summarise(sweep, alpha=0.4) == told

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from merge_pico import DTYPES, Pair, save_pair
+from sweep_pico import configure
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +37,14 @@ def copy_pair(bf16_pair: Pair, tmp_path: Path) -> Pair:
     shutil.copytree(bf16_pair.vlm, tmp_path / "vlm")
     shutil.copytree(bf16_pair.text, tmp_path / "text")
     return Pair(tmp_path / "vlm", tmp_path / "text")
+
+
+@pytest.fixture(scope="session")
+def swept(pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished sweep; never written to."""
+    from merge.sweeping.run import sweep
+
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    sweep(configure(pipeline, out))
+    return out

@@ -5,6 +5,7 @@ The same code measures while training, in the sweep over alpha, and from the com
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -48,6 +49,7 @@ class GroupResult:
     exact_match: dict[str, float] = field(default_factory=dict)  # share of answers
     chrf: dict[str, float] = field(default_factory=dict)  # 0 to 100
     answers: list[Answer] = field(default_factory=list)
+    num_rows: dict[str, dict[str, int]] = field(default_factory=dict)  # measure -> language -> rows
 
     def metrics(self) -> dict[str, float]:
         """Return the mean over languages of each measure, and each by language."""
@@ -143,19 +145,22 @@ class HeldOut:
         result = GroupResult()
         nll = self.losses(model, samples, samples)
         result.nll = _by_language(samples, nll)
+        result.num_rows["nll"] = _count(samples)
         if all(sample.row.images for sample in samples):
-            result.picture_gap = self._picture_gap(model, samples, nll)
+            result.picture_gap, compared = self._picture_gap(model, samples, nll)
+            result.num_rows["picture_gap"] = _count(compared)
         # A paragraph without a question is for losses alone.
         asked = [sample for sample in samples if len(sample.row.turns) > 1]
         if generate and asked:
             result.answers = self.answers(model, asked)
             result.exact_match, result.chrf = _scores(result.answers)
+            result.num_rows |= {name: _count(asked) for name in ("exact_match", "chrf")}
         return result
 
     def _picture_gap(
         self, model: Any, samples: Sequence[Sample], right: Sequence[torch.Tensor]
-    ) -> dict[str, float]:
-        """Return by language the nats a token that another row's picture costs.
+    ) -> tuple[dict[str, float], list[Sample]]:
+        """Return by language the nats a token that another row's picture costs, and the rows.
 
         A row for which no other picture of as many tiles and with another answer is held out has
         no gap and is left out of the mean.
@@ -165,10 +170,10 @@ class HeldOut:
         chosen = [samples[i] for i in compared]
         shown = [samples[other] for other in others if other is not None]
         if not chosen:
-            return {}
+            return {}, []
         wrong = _by_language(chosen, self.losses(model, chosen, shown))
         base = _by_language(chosen, [right[i] for i in compared])
-        return {code: value - base[code] for code, value in wrong.items()}
+        return {code: value - base[code] for code, value in wrong.items()}, chosen
 
     def losses(
         self, model: Any, samples: Sequence[Sample], shown: Sequence[Sample]
@@ -268,6 +273,11 @@ def _other_pictures(samples: Sequence[Sample], digests: Sequence[str]) -> list[i
         next((j % total for j in range(i + 1, i + total) if fits(i, j % total)), None)
         for i in range(total)
     ]
+
+
+def _count(samples: Sequence[Sample]) -> dict[str, int]:
+    """Return the number of rows of each language."""
+    return dict(sorted(Counter(sample.row.language for sample in samples).items()))
 
 
 def _by_language(samples: Sequence[Sample], losses: Sequence[torch.Tensor]) -> dict[str, float]:

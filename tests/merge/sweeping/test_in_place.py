@@ -1,11 +1,23 @@
 """The model at an alpha is bit for bit the checkpoint that a merge writes at that alpha."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from merge_pico import DTYPES, Pair, edit, load, make_text, make_vlm, same_bits, save_pair
+from merge_pico import (
+    DTYPES,
+    IMAGE_TOKEN,
+    Pair,
+    edit,
+    load,
+    make_text,
+    make_vlm,
+    same_bits,
+    save_pair,
+)
 from transformers import AutoModelForImageTextToText
 
 from merge.api import merge_checkpoints
@@ -52,6 +64,89 @@ def test_moved_back_and_forth_without_drift(bf16_pair, tmp_path):
     assert_holds(model, tmp_path / "out")
     dial.set(make_recipe(alpha=1))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "falling": {"alpha": [0.8, 0.2]},
+    "points": {"alpha": [[0, 0.9], [0.5, 0.3], [1, 0.6]]},
+    "kinds": {"alpha": 0.4, "alpha_overrides": {"embeddings": 0, "mlp": 1, "norms": 0.7}},
+    "names": {"alpha": 0, "alpha_overrides": {r"layers\.[12]\.": [0.1, 0.9]}},
+}
+
+
+def alpha_of(name: str, schedule: dict[str, Any], number_of_layers: int = 4) -> float:
+    """The alpha of a tensor, in the plainest way."""
+    found = re.search(r"layers\.(\d+)\.", name)
+    depth = int(found.group(1)) / (number_of_layers - 1) if found else float("embed" not in name)
+    kinds = {"embeddings": "embed_tokens", "mlp": r"\.mlp\.", "norms": r"norm\.weight$"}
+    alpha = schedule["alpha"]
+    for key, value in schedule.get("alpha_overrides", {}).items():
+        if re.search(kinds.get(key, key), name):
+            alpha = value
+    if not isinstance(alpha, list):
+        return float(alpha)
+    points = alpha if isinstance(alpha[0], list) else [[0, alpha[0]], [1, alpha[1]]]
+    return float(np.interp(depth, *zip(*points, strict=True)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_schedules_without_drift_in_every_dtype(dtype, tmp_path):
+    """Whatever was set before, each is the formula in fp32 by numpy, and one cast."""
+    pair = save_pair(tmp_path / "in", dtype)
+    text, vlm = load(pair.text), load(pair.vlm)
+    model = AutoModelForImageTextToText.from_pretrained(pair.vlm, dtype=dtype).eval()
+    dial = AlphaDial(model, plan_merge(pair.vlm, pair.text).table)
+    live = dict(model.named_parameters())
+    for key in ("falling", "kinds", "points", "falling", "names", "points", "kinds"):
+        dial.set(make_recipe(**SCHEDULES[key]))
+        for name, before in text.items():
+            alpha = np.float32(alpha_of(name, SCHEDULES[key]))
+            start, end = before.float().numpy(), vlm[f"language_model.{name}"].float().numpy()
+            mixed = start + alpha * (end - start)
+            wanted = torch.from_numpy(end if alpha == 1 else start if alpha == 0 else mixed)
+            wanted = wanted.to(dtype)
+            if "embed_tokens" in name:
+                wanted[IMAGE_TOKEN] = vlm[f"language_model.{name}"][IMAGE_TOKEN]
+            found = live[f"model.language_model.{name.removeprefix('model.')}"].detach()
+            assert same_bits(found, wanted), (key, name)
+    dial.set(make_recipe(alpha=1))
+    assert_holds(model, pair.vlm)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_schedule_equals_the_checkpoint(dtype, tmp_path):
+    pair = save_pair(tmp_path / "in", DTYPES[dtype])
+    schedule = SCHEDULES["kinds"]
+    merge_checkpoints(
+        vlm=pair.vlm, text=pair.text, out=tmp_path / "out", alpha=schedule["alpha"],
+        recipe={"alpha_overrides": schedule["alpha_overrides"]}, verify_logits=False,
+    )  # fmt: skip
+    model, dial = dial_of(pair)
+    dial.set(make_recipe(**schedule))
+    assert_holds(model, tmp_path / "out")
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+def test_threads_change_no_bit(num_threads, bf16_pair, tmp_path):
+    merge_checkpoints(vlm=bf16_pair.vlm, text=bf16_pair.text, out=tmp_path / "out", alpha=0.4)
+    model = load_model(bf16_pair.vlm)
+    table = plan_merge(bf16_pair.vlm, bf16_pair.text).table
+    AlphaDial(model, table, num_threads=num_threads).set(make_recipe(alpha=0.4))
+    assert_holds(model, tmp_path / "out")
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert torch.get_num_threads() == 1
+
+
+def test_what_a_thread_cannot_do_is_an_error(bf16_pair, monkeypatch):
+    """Else a decoder would be half of one candidate and half of another."""
+    _, dial = dial_of(bf16_pair)
+
+    def broken(*_: object, **__: object) -> torch.Tensor:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("merge.sweeping.in_place.merge_whole", broken)
+    with pytest.raises(MemoryError, match="no room"):
+        dial.set(make_recipe(alpha=0.4))
 
 
 def test_the_tied_head_follows(bf16_pair):
