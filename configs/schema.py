@@ -456,6 +456,7 @@ class SweepConfig(MethodConfig):
 
     vlm: str = MISSING
     text: str = MISSING
+    lora: str | None = None  # of a LoRA run on `vlm`, as for merge
     out: str = MISSING  # folder for tables, plot and finished points; the same command goes on
     # One alpha of all tensors each; 0, the text LM, must be among them
     alphas: list[float] = field(default_factory=lambda: [i / 10 for i in range(11)])

@@ -49,6 +49,7 @@ def sweep(config: SweepConfig) -> None:
         Path(config.vlm),
         Path(config.text),
         base=None if config.base is None else Path(config.base),
+        lora=None if config.lora is None else Path(config.lora),
         force=config.force,
     ).table
     check_against(candidates, table)
@@ -179,6 +180,7 @@ def _conclude(
             vlm=config.vlm,
             text=config.text,
             base=config.base,
+            lora=config.lora,
             out=config.write_to,
             force=config.force,
             num_threads=config.engine.num_threads,
