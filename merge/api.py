@@ -1,6 +1,6 @@
 """Merges a VLM with the text LM its decoder came from: `merge_checkpoints(vlm=, text=, out=, ...)`.
 
-Everything that can be refused is refused before the first byte is written, and before torch is
+Everything that can be refused is refused before the first byte is written, and before numpy is
 imported; the weights are compared while the first bytes are written.
 """
 

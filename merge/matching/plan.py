@@ -1,6 +1,6 @@
 """What a merge will do, and all that can be refused before a byte is written.
 
-Everything but the weight distance is checked before torch is imported.
+Everything but the weight distance is checked before numpy is imported.
 """
 
 import logging
@@ -56,7 +56,7 @@ def plan_merge(
         base: folder of a third model that both decoders were trained from.
         lora: folder of a LoRA adapter that was trained on `vlm`.
         force: plan although the two look unrelated.
-        measure: compare weights too, which imports torch; else `measure_relatives` does it later.
+        measure: compare weights too; else `measure_relatives` does it later.
 
     Raises CheckpointError for checkpoints that are broken, swapped, or (unless forced) strangers.
     """
@@ -78,7 +78,7 @@ def plan_merge(
 
 def measure_relatives(plan: MergePlan) -> None:
     """Adds the weight distances to `plan.relatives`; raises CheckpointError for strangers."""
-    from merge.matching.distance import check_distances, measure_distances  # imports torch
+    from merge.matching.distance import check_distances, measure_distances  # imports numpy
 
     distances = measure_distances(plan.table)
     warnings = check_distances(distances, force=plan.relatives["force"])

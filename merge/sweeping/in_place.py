@@ -14,12 +14,12 @@ from safetensors import safe_open
 from merge.matching.tensor_table import TensorClass, TensorPlan
 from merge.proof.recompute import recompute
 from merge.reading.checkpoint import StoredTensor
-from merge.reading.chunks import TORCH_DTYPES, one_thread
 from merge.reading.inputs import InputReader
 from merge.recipe.apply import merge_whole
 from merge.recipe.interface import MergeMethod, Settings
 from merge.recipe.linear import LINEAR
 from merge.recipe.recipe import Recipe
+from merge.recipe.torch_dtypes import TORCH_DTYPES, one_thread
 from merge.writing.output import OutputTensor
 from train.model.parts import PartName, map_names
 

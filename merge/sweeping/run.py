@@ -17,7 +17,7 @@ from data.processor import load_processor
 from data.render import Renderer
 from merge.matching.plan import plan_merge
 from merge.matching.tensor_table import TensorPlan
-from merge.reading.chunks import TORCH_DTYPES
+from merge.recipe.torch_dtypes import TORCH_DTYPES
 from merge.sweeping.candidates import Candidate, check_against, find_text_lm, list_candidates
 from merge.sweeping.choose import choose_candidate
 from merge.sweeping.features import remember_image_features

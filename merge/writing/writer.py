@@ -1,6 +1,6 @@
 """Streams all inputs, stretch by stretch, into the files of `output`, on several threads.
 
-Bytes that only move are copied by the kernel while torch is imported; what is computed goes through
+Bytes that only move are copied by the kernel, in a thread of its own; what is computed goes through
 memory that stays in the cache. Where the output folder comes from and goes to is `staging`'s job.
 """
 
@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from merge.reading.checkpoint import CHUNK_ELEMENTS, DTYPE_BYTES
 from merge.recipe.interface import MergeMethod, Settings
+from merge.recipe.linear import LINEAR
 from merge.writing.copies import Range, copy_range, ranges, write_at
 from merge.writing.output import OutputFile, OutputTensor, Piece, pieces
 
@@ -66,7 +68,7 @@ def plan_work(
 class FilesWriter:
     """Open output files, and threads that copy, compute and flush. Use as a context.
 
-    `start_copies` before torch is imported, `compute` after it. Leaving the context without an
+    `start_copies`, then `compute`, which waits for neither. Leaving the context without an
     error forces all to disk.
     """
 
@@ -124,7 +126,7 @@ class FilesWriter:
         allow_nonfinite: bool,
         beside: Callable[[], None] = lambda: None,
     ) -> "Computed":
-        """Computes and writes everything else; imports torch. Returns what was counted.
+        """Computes and writes everything else. Returns what was counted.
 
         Args:
             method: of all decoder tensors.
@@ -135,12 +137,11 @@ class FilesWriter:
         Raises CheckpointError for NaN or Inf in an input (unless allowed) and for results that
         overflow their dtype.
         """
-        from merge.reading.chunks import one_thread
         from merge.writing.compute import Computer
 
         computer = Computer(method, settings, allow_nonfinite=allow_nonfinite)
         pool = ThreadPoolExecutor(self._num_threads, "merge")
-        with one_thread():
+        with self._calm_torch(method):
             try:
                 _finish(
                     [pool.submit(beside)]
@@ -154,8 +155,16 @@ class FilesWriter:
                 raise
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
-                computer.close()
         return computer.counted
+
+    def _calm_torch(self, method: MergeMethod) -> AbstractContextManager[None]:
+        """Torch on one thread, where it is needed: by other methods than linear, and adapters."""
+        plans = [tensor.plan for item in self._work for tensor in item.file.tensors]
+        if method is LINEAR and all(plan.low_rank is None for plan in plans):
+            return nullcontext()
+        from merge.recipe.torch_dtypes import one_thread
+
+        return one_thread()
 
     def _jobs(self) -> Iterator[tuple[Job, int]]:
         """Jobs and their files, a job of each file in turn.
