@@ -426,9 +426,9 @@ class MergeConfig(AlphaConfig, MethodConfig):
     vlm: str = MISSING  # folder of the vision-tuned model
     text: str = MISSING  # folder of the text LM it was grafted on
     out: str = MISSING  # folder to write; must not exist or be empty
-    # Folder of a LoRA adapter trained on `vlm` (a checkpoint of a run, or the adapter/ of its
-    # export): folded in on the way, no tuned model is written
-    adapter: str | None = None
+    # Folder of a LoRA run trained on `vlm`, of a checkpoint or an export of it, or of an adapter of
+    # PEFT: folded in on the way, no tuned model is written
+    lora: str | None = None
     dtype: OutputDtype = OutputDtype.same
     force: bool = False  # merge although the two do not look related
     allow_nonfinite: bool = False  # merge although an input holds NaN or Inf
@@ -446,7 +446,7 @@ class VerifyMergeConfig:
     vlm: str | None = None  # where an input was moved to; null: where the report says
     text: str | None = None
     base: str | None = None
-    adapter: str | None = None
+    lora: str | None = None
     verify_logits: bool = True  # also load it, and compare logits, where memory allows
 
 
@@ -456,6 +456,7 @@ class SweepConfig(MethodConfig):
 
     vlm: str = MISSING
     text: str = MISSING
+    lora: str | None = None  # of a LoRA run on `vlm`, as for merge
     out: str = MISSING  # folder for tables, plot and finished points; the same command goes on
     # One alpha of all tensors each; 0, the text LM, must be among them
     alphas: list[float] = field(default_factory=lambda: [i / 10 for i in range(11)])

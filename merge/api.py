@@ -1,7 +1,7 @@
 """Merges a VLM with the text LM its decoder came from: `merge_checkpoints(vlm=, text=, out=, ...)`.
 
-Everything that can be refused is refused before the first byte is written, and before torch is
-imported; the weights are compared while what only moves is being copied.
+Everything that can be refused is refused before the first byte is written, and before numpy is
+imported; the weights are compared while the first bytes are written.
 """
 
 import logging
@@ -51,7 +51,7 @@ class Folders:
     vlm: Path
     text: Path
     base: Path | None = None
-    adapter: Path | None = None
+    lora: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def merge_checkpoints(
     alpha: object = 0.4,
     recipe: Mapping[str, Any] | None = None,
     base: Path | str | None = None,
-    adapter: Path | str | None = None,
+    lora: Path | str | None = None,
     dtype: str = "same",
     force: bool = False,
     allow_nonfinite: bool = False,
@@ -98,7 +98,7 @@ def merge_checkpoints(
             Vision uses 0.4 (arXiv 2505.08751).
         recipe: further arguments of `merge.recipe.recipe.make_recipe`: another method, overrides.
         base: folder of a third model that both decoders were trained from; some methods take it.
-        adapter: folder of a LoRA adapter trained on `vlm`, folded in on the way.
+        lora: folder of a LoRA adapter trained on `vlm`, folded in on the way.
         dtype: of all weights that are written: "same" as the VLM's, bfloat16, float16, float32.
         force: merge although the two look unrelated.
         allow_nonfinite: merge although an input holds NaN or Inf.
@@ -115,7 +115,7 @@ def merge_checkpoints(
     """
     started = time.perf_counter()
     arguments = {"alpha": alpha, **(recipe or {})}
-    folders = resolve(vlm, text, base, adapter)
+    folders = resolve(vlm, text, base, lora)
     target = Path(out).resolve()
     check_folders(folders, target)
     ready = prepare(folders, arguments, dtype=dtype, force=force)
@@ -140,7 +140,7 @@ def verify_folder(
     Args:
         folder: that a merge has written.
         logits: also load it in transformers and compare logits.
-        moved: vlm, text, base or adapter, where they are no longer where the report says.
+        moved: vlm, text, base or lora, where they are no longer where the report says.
 
     Returns:
         What was compared.
@@ -151,7 +151,7 @@ def verify_folder(
     report = read_report(folder)
     at = {role: item["folder"] for role, item in report["inputs"].items()}
     at |= {role: path for role, path in moved.items() if path is not None}
-    folders = resolve(at["vlm"], at["text"], at.get("base"), at.get("adapter"))
+    folders = resolve(at["vlm"], at["text"], at.get("base"), at.get("lora"))
     # Whether they are relatives was decided when they were merged.
     ready = prepare(folders, report["recipe"], dtype=report["dtype"], force=True)
     check_inputs(ready.plan, report)
@@ -165,7 +165,7 @@ def prepare(folders: Folders, arguments: Mapping[str, Any], *, dtype: str, force
         folders.vlm,
         folders.text,
         base=folders.base,
-        adapter=folders.adapter,
+        lora=folders.lora,
         force=force,
         measure=False,
     )
@@ -198,7 +198,7 @@ def verify_written(
             folder, ready.plan.vlm.folder, ready.files, ready.recipe.method, ready.settings
         )
     else:
-        check_loads(folder)
+        check_loads(folder, ready.plan.vlm.folder)
     return {**found, "loads_in_transformers": True}
 
 
@@ -209,13 +209,17 @@ def _write(
     num_threads: int | None,
     progress: Progress | None,
 ) -> "Computed":
-    """Writes the weights; strangers are found out while the first bytes are copied."""
+    """Writes the weights; strangers are found out while the first bytes are written."""
     method = ready.recipe.method
     work = plan_work(ready.files, method, ready.settings)
     with FilesWriter(work, staged, num_threads=num_threads, progress=progress) as writer:
         writer.start_copies()
-        measure_relatives(ready.plan)
-        counted = writer.compute(method, ready.settings, allow_nonfinite=allow_nonfinite)
+        counted = writer.compute(
+            method,
+            ready.settings,
+            allow_nonfinite=allow_nonfinite,
+            beside=lambda: measure_relatives(ready.plan),
+        )
     if counted.nonfinite:
         log.warning("NaN or Inf in %s", ", ".join(sorted(counted.nonfinite)))
     return counted
@@ -257,14 +261,14 @@ def _report(
 
 
 def resolve(
-    vlm: Path | str, text: Path | str, base: Path | str | None, adapter: Path | str | None
+    vlm: Path | str, text: Path | str, base: Path | str | None, lora: Path | str | None
 ) -> Folders:
     """The same folders, absolute."""
 
     def absolute(path: Path | str | None) -> Path | None:
         return None if path is None else Path(path).resolve()
 
-    return Folders(Path(vlm).resolve(), Path(text).resolve(), absolute(base), absolute(adapter))
+    return Folders(Path(vlm).resolve(), Path(text).resolve(), absolute(base), absolute(lora))
 
 
 def _command(folders: Folders, out: Path, arguments: Mapping[str, Any], dtype: str) -> list[str]:

@@ -36,7 +36,7 @@ def merge(config: MergeConfig) -> None:
             alpha=config.alpha,
             recipe={"alpha_overrides": config.alpha_overrides, **recipe_arguments(config)},
             base=config.base,
-            adapter=config.adapter,
+            lora=config.lora,
             dtype=config.dtype.value,
             force=config.force,
             allow_nonfinite=config.allow_nonfinite,
@@ -57,7 +57,7 @@ def verify(config: VerifyMergeConfig) -> None:
         vlm=config.vlm,
         text=config.text,
         base=config.base,
-        adapter=config.adapter,
+        lora=config.lora,
     )
     for key, value in found.items():
         log.info("%-36s %s", key, f"{value:,}" if type(value) is int else value)
@@ -103,7 +103,7 @@ class Bar:
 
 def _plan(config: MergeConfig) -> None:
     """Tell what would be done."""
-    folders = resolve(config.vlm, config.text, config.base, config.adapter)
+    folders = resolve(config.vlm, config.text, config.base, config.lora)
     check_folders(folders, Path(config.out).resolve())
     arguments = {"alpha": config.alpha, "alpha_overrides": config.alpha_overrides}
     ready = prepare(

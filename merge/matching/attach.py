@@ -59,7 +59,7 @@ def attach_adapter(
             *([f"{len(wrong)} have another shape: {list_first(wrong)}"] if wrong else []),
         ]
         raise CheckpointError(
-            f"adapter={adapter.folder} does not fit vlm={vlm.folder}: {'; '.join(told)}. Give as "
+            f"lora={adapter.folder} does not fit vlm={vlm.folder}: {'; '.join(told)}. Give as "
             "vlm the model that the adapter was trained on"
         )
     return [_with_adapter(plan, low_rank, whole) for plan in table]
@@ -73,7 +73,7 @@ def _places(vlm: Checkpoint, adapter: Adapter, entries: Mapping[str, T]) -> dict
     try:
         places = map_names(vlm.model_type, entries)
     except CheckpointError as error:
-        raise CheckpointError(f"adapter={adapter.folder}: {error}") from error
+        raise CheckpointError(f"lora={adapter.folder}: {error}") from error
     return {places[name]: entry for name, entry in entries.items()}
 
 

@@ -7,10 +7,13 @@ import re
 from collections.abc import Iterator
 from statistics import median
 
+import numpy as np
+
 from configs.errors import CheckpointError
 from merge.matching.tensor_table import TensorClass, TensorPlan
+from merge.reading.bits import Memory, widen
 from merge.reading.checkpoint import CHUNK_ELEMENTS, DTYPE_BYTES
-from merge.reading.chunks import ChunkReader, one_thread
+from merge.reading.chunks import ChunkReader
 from train.model.parts import list_first
 
 # Independent weights of equal norm lie at sqrt(2); a fine-tuned decoder well below 1 of its start.
@@ -40,7 +43,7 @@ def measure_distances(table: list[TensorPlan]) -> dict[str, float]:
     )
     length = MAX_BYTES // (len(layers) * NUM_MATRICES * NUM_STRETCHES * width)
     length = max(1, min(length, CHUNK_ELEMENTS))
-    with one_thread(), ChunkReader() as vlm_reader, ChunkReader() as text_reader:
+    with ChunkReader() as vlm_reader, ChunkReader() as text_reader:
         return {
             layer: _distance(plans, length, vlm_reader, text_reader)
             for layer, plans in layers.items()
@@ -92,13 +95,15 @@ def _distance(
 ) -> float:
     """Relative distance over the stretches of one layer's matrices, taken as one vector."""
     difference = norm = 0.0
+    memory = Memory(np.float32), Memory(np.float32)
     for plan in plans:
         assert plan.text is not None, plan.name
         for start, stop in _stretches(plan.vlm.num_elements, length):
-            vlm_values = vlm_reader.read(plan.vlm, start, stop).float()
-            text_values = text_reader.read(plan.text, start, stop).float()
-            difference += float((vlm_values - text_values).norm()) ** 2
-            norm += float(text_values.norm()) ** 2
+            vlm = widen(vlm_reader.read(plan.vlm, start, stop), plan.vlm.dtype, memory[0])
+            text = widen(text_reader.read(plan.text, start, stop), plan.text.dtype, memory[1])
+            with np.errstate(all="ignore"):  # what is not finite has an infinite distance
+                difference += float(np.square(vlm - text, dtype=np.float64).sum())
+                norm += float(np.square(text, dtype=np.float64).sum())
     if difference == 0:
         return 0.0
     ratio = (difference / norm) ** 0.5 if norm else float("inf")

@@ -1,6 +1,6 @@
 """What a merge will do, and all that can be refused before a byte is written.
 
-Everything but the weight distance is checked before torch is imported.
+Everything but the weight distance is checked before numpy is imported.
 """
 
 import logging
@@ -36,7 +36,7 @@ class MergePlan:
     relatives: dict[str, Any]
     """How the two differ in settings, tokens and weights, for the report."""
     base: Checkpoint | None = None
-    adapter: Adapter | None = None
+    lora: Adapter | None = None
 
 
 def plan_merge(
@@ -44,7 +44,7 @@ def plan_merge(
     text: Path,
     *,
     base: Path | None = None,
-    adapter: Path | None = None,
+    lora: Path | None = None,
     force: bool = False,
     measure: bool = True,
 ) -> MergePlan:
@@ -54,25 +54,23 @@ def plan_merge(
         vlm: folder of the vision-language model.
         text: folder of the text LM.
         base: folder of a third model that both decoders were trained from.
-        adapter: folder of a LoRA adapter that was trained on `vlm`.
+        lora: folder of a LoRA adapter that was trained on `vlm`.
         force: plan although the two look unrelated.
-        measure: compare weights too, which imports torch; else `measure_relatives` does it later.
+        measure: compare weights too; else `measure_relatives` does it later.
 
     Raises CheckpointError for checkpoints that are broken, swapped, or (unless forced) strangers.
     """
     vlm_checkpoint, text_checkpoint = read_checkpoint(vlm, "vlm"), read_checkpoint(text, "text")
     table, relatives = _match(vlm_checkpoint, text_checkpoint, force)
-    base_checkpoint = adapter_checkpoint = None
+    base_checkpoint = adapter = None
     if base is not None:
         base_checkpoint = read_checkpoint(base, "base")
         base_table, relatives["base"] = _match(vlm_checkpoint, base_checkpoint, force)
         table = attach_base(table, base_table)
-    if adapter is not None:
-        adapter_checkpoint = read_adapter(adapter)
-        table = attach_adapter(table, vlm_checkpoint, adapter_checkpoint)
-    plan = MergePlan(
-        vlm_checkpoint, text_checkpoint, table, relatives, base_checkpoint, adapter_checkpoint
-    )
+    if lora is not None:
+        adapter = read_adapter(lora)
+        table = attach_adapter(table, vlm_checkpoint, adapter)
+    plan = MergePlan(vlm_checkpoint, text_checkpoint, table, relatives, base_checkpoint, adapter)
     if measure:
         measure_relatives(plan)
     return plan
@@ -80,7 +78,7 @@ def plan_merge(
 
 def measure_relatives(plan: MergePlan) -> None:
     """Adds the weight distances to `plan.relatives`; raises CheckpointError for strangers."""
-    from merge.matching.distance import check_distances, measure_distances  # imports torch
+    from merge.matching.distance import check_distances, measure_distances  # imports numpy
 
     distances = measure_distances(plan.table)
     warnings = check_distances(distances, force=plan.relatives["force"])

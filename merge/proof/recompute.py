@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import torch
 
-from merge.reading.chunks import TORCH_DTYPES
 from merge.reading.inputs import InputReader
-from merge.recipe.apply import TensorMerge
-from merge.recipe.interface import MergeMethod, Settings, Values
+from merge.recipe.apply import TensorMerge, read_values
+from merge.recipe.interface import MergeMethod, Settings
 from merge.recipe.segments import split
+from merge.recipe.torch_dtypes import TORCH_DTYPES, as_torch
 from merge.writing.output import OutputTensor, pieces
 
 
@@ -25,23 +25,16 @@ def recompute(
     """
     plan, dtype = tensor.plan, TORCH_DTYPES.get(tensor.dtype)
 
-    def read(start: int, stop: int) -> Values:
-        assert plan.text is not None
-        text = reader.text(plan.text, start, stop)
-        base = text if plan.base is None else reader.base(plan.base, start, stop)
-        vlm = reader.vlm(plan, start, stop)
-        return Values(text=text, vlm=vlm, base=base, tensor=plan.name, start=start)
-
     merge = None if settings is None else TensorMerge(plan, method, settings)
     found = list(pieces(tensor, None if merge is None else merge.copies))
     if merge is not None and any(piece.action == "merge" for piece in found):
-        merge.prepare(read)
+        merge.prepare(lambda start, stop: read_values(plan, reader, start, stop))
     for piece in found:
         for start, stop in split(plan, piece.start, piece.stop):
             if piece.action == "merge" and merge is not None:
-                values = merge.merge(read(start, stop))
+                values = merge.merge(read_values(plan, reader, start, stop))
             elif piece.action == "cast" and piece.side == "vlm":
-                values = reader.vlm(plan, start, stop)
+                values = torch.from_numpy(reader.vlm(plan, start, stop))
             else:
-                values = reader.raw(piece.source, start, stop)
+                values = as_torch(reader.raw(piece.source, start, stop), piece.source.dtype)
             yield start, stop, values if dtype is None else values.to(dtype)

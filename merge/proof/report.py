@@ -33,8 +33,8 @@ def describe_inputs(plan: MergePlan) -> dict[str, Any]:
     """
     given = {"vlm": plan.vlm, "text": plan.text, "base": plan.base}
     described = {role: _describe_input(item) for role, item in given.items() if item is not None}
-    if plan.adapter is not None:
-        described["adapter"] = _describe_adapter(plan.adapter)
+    if plan.lora is not None:
+        described["lora"] = _describe_adapter(plan.lora)
     return described
 
 
@@ -83,7 +83,7 @@ def describe_tensors(
             "text_name": tensor.plan.text.name if tensor.plan.text else None,
             "text_dtype": tensor.plan.text.dtype if tensor.plan.text else None,
             "base_name": tensor.plan.base.name if tensor.plan.base else None,
-            "adapter": _adapter_of(tensor.plan),
+            "lora": _adapter_of(tensor.plan),
             "vlm_rows": [list(pair) for pair in tensor.plan.vlm_rows],
             "num_changed": num_changed.get(tensor.plan.vlm.name, 0) if tensor.plan.text else None,
         }

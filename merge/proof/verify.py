@@ -1,8 +1,8 @@
 """Proves a merged checkpoint: reads it back and compares it with what was asked for.
 
-Contract: linear interpolation shares no arithmetic with `writing`: numpy instead of torch, its own
-bfloat16 conversion, its own reading through a memory map. Other methods, and tensors with an
-adapter's change, are worked out again by the same functions and proven by tests against references.
+Contract: linear interpolation shares no arithmetic with `writing`: torch instead of numpy, its own
+reading through a memory map. Other methods, and tensors with an adapter's change, are worked out
+again by the same functions, which tests prove against references.
 """
 
 from collections.abc import Sequence
@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from configs.errors import CheckpointError
 from merge.matching.plan import MergePlan
+from merge.proof.recompute import recompute
 from merge.reading.checkpoint import Checkpoint, StoredTensor, read_checkpoint, same_bytes
+from merge.reading.inputs import InputReader
 from merge.recipe.interface import Settings
 from merge.recipe.recipe import Recipe
+from merge.recipe.torch_dtypes import TORCH_DTYPES
 from merge.writing.output import OutputFile, OutputTensor, Piece, pieces
 from train.model.parts import list_first
-
-Bits = np.ndarray[Any, np.dtype[Any]]
 
 BLOCK_ELEMENTS = 4096
 BLOCKS_PER_PIECE = 8
 WHOLE_BLOCK_ELEMENTS = 1 << 20
-NUMPY_BITS = {"BF16": "<u2", "F16": "<u2", "F32": "<u4"}
+NUMPY_BITS = {"BF16": "<i2", "F16": "<i2", "F32": "<i4"}
 
 
 def verify_tensors(
@@ -68,28 +70,6 @@ def verify_tensors(
     }
 
 
-def naive_merge(text: Bits, vlm: Bits, text_dtype: str, vlm_dtype: str, alpha: float) -> Bits:
-    """Linear interpolation written out in numpy. Arguments and result are bit patterns.
-
-    Args:
-        text: bits of the text LM's values, uint16 or uint32, any shape.
-        vlm: bits of the VLM's values, same shape.
-        text_dtype: safetensors name of the dtype of `text`: BF16, F16 or F32.
-        vlm_dtype: the same of `vlm` and of the result.
-        alpha: the VLM's share.
-    """
-    if alpha == 1:
-        return vlm
-    return encode(_interpolate(text, vlm, text_dtype, vlm_dtype, alpha), vlm_dtype)
-
-
-def _interpolate(text: Bits, vlm: Bits, text_dtype: str, vlm_dtype: str, alpha: float) -> Bits:
-    values = decode(text, text_dtype)
-    if alpha == 0:
-        return values
-    return values + np.float32(alpha) * (decode(vlm, vlm_dtype) - values)
-
-
 def _check_layout(out: Checkpoint, files: Sequence[OutputFile]) -> None:
     """Every planned tensor is in its planned file, with its dtype and shape, and no other."""
     found = {name: (t.file.name, t.dtype, t.shape) for name, t in out.tensors.items()}
@@ -128,8 +108,7 @@ def _is_right(
     for piece in computed:
         for start, stop in _blocks(piece, whole):
             counts["computed"] += stop - start
-            expected = _expected(piece, start, stop, settings)
-            if not _same(_map(stored, start, stop), expected, tensor.dtype):
+            if not _same(_map(stored, start, stop), _expected(piece, start, stop, settings)):
                 return False
     return True
 
@@ -138,16 +117,14 @@ def _is_copied(piece: Piece, stored: StoredTensor) -> bool:
     return same_bytes(piece.source, stored, piece.start, piece.stop)
 
 
-def _expected(piece: Piece, start: int, stop: int, settings: Settings | None) -> Bits:
-    """Bits of a stretch that is cast, or interpolated."""
-    plan, dtype = piece.tensor.plan, piece.tensor.dtype
+def _expected(piece: Piece, start: int, stop: int, settings: Settings | None) -> torch.Tensor:
+    """A stretch that is cast, or interpolated: the formula as it is written down."""
+    plan, dtype = piece.tensor.plan, TORCH_DTYPES[piece.tensor.dtype]
     if piece.action == "cast":
-        source = piece.source
-        return encode(decode(_map(source, start, stop), source.dtype), dtype)
+        return _map(piece.source, start, stop).to(dtype)
     assert plan.text is not None and settings is not None
-    text, vlm = _map(plan.text, start, stop), _map(plan.source, start, stop)
-    values = _interpolate(text, vlm, plan.text.dtype, plan.source.dtype, settings.alpha)
-    return encode(values, dtype)
+    text, vlm = _map(plan.text, start, stop).float(), _map(plan.source, start, stop).float()
+    return (text + settings.alpha * (vlm - text)).to(dtype)
 
 
 def _is_recomputed(
@@ -158,31 +135,28 @@ def _is_recomputed(
     counts: dict[str, int],
 ) -> bool:
     """Whether a tensor is what the same functions make of the inputs once more."""
-    import torch
-
-    from merge.proof.recompute import recompute
-    from merge.reading.inputs import InputReader
-
     reader = InputReader()
     try:
         for start, stop, values in recompute(tensor, recipe.method, settings, reader):
             counts["computed"] += stop - start
-            bits = torch.int32 if values.itemsize == 4 else torch.int16
-            expected = values.view(bits).numpy().view(NUMPY_BITS[tensor.dtype])
-            if not _same(_map(stored, start, stop), expected, tensor.dtype):
+            if not _same(_map(stored, start, stop), values):
                 return False
     finally:
         reader.close()
     return True
 
 
-def _same(found: Bits, expected: Bits, dtype: str) -> bool:
+def _same(found: torch.Tensor, expected: torch.Tensor) -> bool:
     """Equal bits; a NaN may have others, which differ between CPUs."""
-    if np.array_equal(found, expected):
+    if torch.equal(as_bits(found), as_bits(expected)):
         return True
-    apart = found != expected
-    both = decode(found[apart], dtype), decode(expected[apart], dtype)
-    return bool(np.all(np.isnan(both[0]) & np.isnan(both[1])))
+    apart = as_bits(found) != as_bits(expected)
+    return bool((found[apart].isnan() & expected[apart].isnan()).all())
+
+
+def as_bits(values: torch.Tensor) -> torch.Tensor:
+    """The same memory as whole numbers."""
+    return values.view(torch.int32 if values.itemsize == 4 else torch.int16)
 
 
 def _blocks(piece: Piece, whole: bool) -> list[tuple[int, int]]:
@@ -195,25 +169,10 @@ def _blocks(piece: Piece, whole: bool) -> list[tuple[int, int]]:
     return [(int(start), int(start) + BLOCK_ELEMENTS) for start in starts]
 
 
-def _map(tensor: StoredTensor, start: int, stop: int) -> Bits:
-    """The bit patterns of a stretch, as a read-only memory map."""
-    dtype = np.dtype(NUMPY_BITS[tensor.dtype])
-    return np.memmap(
-        tensor.file, dtype, "r", tensor.offset + start * dtype.itemsize, (stop - start,)
+def _map(tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
+    """A stretch as it is stored, as a read-only memory map."""
+    bits = np.dtype(NUMPY_BITS[tensor.dtype])
+    mapped: Any = np.memmap(
+        tensor.file, bits, "c", tensor.offset + start * bits.itemsize, (stop - start,)
     )
-
-
-def decode(bits: Bits, dtype: str) -> Bits:
-    """Bit patterns to float32 values; exact."""
-    if dtype == "BF16":
-        return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return bits.view(np.float16).astype(np.float32) if dtype == "F16" else bits.view(np.float32)
-
-
-def encode(values: Bits, dtype: str) -> Bits:
-    """Finite float32 values to bit patterns, rounded to nearest, ties to even."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    if dtype == "BF16":
-        tie = (bits >> np.uint32(16)) & np.uint32(1)
-        return ((bits + np.uint32(0x7FFF) + tie) >> np.uint32(16)).astype(np.uint16)
-    return values.astype(np.float16).view(np.uint16) if dtype == "F16" else bits
+    return torch.from_numpy(mapped).view(TORCH_DTYPES[tensor.dtype])

@@ -17,7 +17,7 @@ from merge.reading.checkpoint import Shard, StoredTensor, read_shard
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
-EXPORT_SUBFOLDER = "adapter"  # where an export of ours keeps its adapter
+PLACES = ("", "adapter", "export/adapter")  # in an adapter, an export of ours, a run of ours
 PREFIX = "base_model.model."
 LOW_RANK = re.compile(
     r"^(?P<module>.+)\.(?P<kind>lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?$"
@@ -72,17 +72,17 @@ def read_adapter(folder: Path) -> Adapter:
     """Reads settings and header of an adapter.
 
     Args:
-        folder: holds `adapter_config.json`, or an `adapter/` that does (an export of a LoRA run).
+        folder: holds `adapter_config.json`, or is an export or a run folder of ours.
 
     Raises CheckpointError for what is missing, damaged, pickled, or no LoRA that can be folded in.
     """
-    if not (folder / CONFIG_FILE).is_file() and (folder / EXPORT_SUBFOLDER / CONFIG_FILE).is_file():
-        folder = folder / EXPORT_SUBFOLDER
+    holding = [place for place in PLACES if (folder / place / CONFIG_FILE).is_file()]
+    folder = folder / holding[0] if holding else folder
     config = _read_config(folder)
     if not (folder / WEIGHTS_FILE).is_file():
         pickled = (folder / PICKLED_FILE).is_file()
         why = f"; {PICKLED_FILE} is a pickle and is not loaded: save it again" if pickled else ""
-        raise CheckpointError(f"adapter={folder} has no {WEIGHTS_FILE}{why}")
+        raise CheckpointError(f"lora={folder} has no {WEIGHTS_FILE}{why}")
     shard = read_shard(folder / WEIGHTS_FILE)
     factors: dict[str, dict[str, StoredTensor]] = {}
     whole: dict[str, StoredTensor] = {}
@@ -93,7 +93,7 @@ def read_adapter(folder: Path) -> Adapter:
             factors.setdefault(found["module"], {})[found["kind"]] = tensor
         elif "lora_" in name:
             raise CheckpointError(
-                f"adapter={folder}: {tensor.name} is of a kind that cannot be folded in (known: "
+                f"lora={folder}: {tensor.name} is of a kind that cannot be folded in (known: "
                 "lora_A and lora_B of linear layers, DoRA's magnitudes, and modules_to_save)"
             )
         else:
@@ -110,8 +110,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(
-            f"adapter={folder} has no {CONFIG_FILE}; give a PEFT adapter: the adapter/ of an "
-            "export, or a checkpoint of a LoRA run"
+            f"lora={folder} has no {CONFIG_FILE}; give a PEFT adapter, a LoRA run "
+            "that has ended, or a checkpoint of one"
         )
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -140,10 +140,10 @@ def _low_rank(
     a, b = parts.get("lora_A"), parts.get("lora_B")
     if a is None or b is None:
         lacking = "lora_A" if a is None else "lora_B"
-        raise CheckpointError(f"adapter={folder}: {module} has no {lacking}")
+        raise CheckpointError(f"lora={folder}: {module} has no {lacking}")
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
         raise CheckpointError(
-            f"adapter={folder}: {module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}; "
+            f"lora={folder}: {module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}; "
             "wanted are [r, in] and [out, r] of a linear layer"
         )
     rank, alpha = a.shape[0], config["lora_alpha"]

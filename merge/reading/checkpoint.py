@@ -249,7 +249,7 @@ def _explain_no_safetensors(folder: Path, role: Role) -> str:
     if (folder / "adapter_model.safetensors").exists():
         return (
             f"{role}={folder} is a PEFT adapter; give the model it was trained on as vlm=, and "
-            "this folder as adapter="
+            "this folder as lora="
         )
     pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
     if not pickled:

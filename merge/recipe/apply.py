@@ -9,11 +9,23 @@ from typing import Any
 import torch
 
 from merge.matching.tensor_table import EMBEDDING, TensorClass, TensorPlan
+from merge.reading.inputs import InputReader
 from merge.recipe.interface import MergeMethod, Settings, Source, Values
 from merge.recipe.segments import segments, split
 
 Read = Callable[[int, int], Values]
 """(first element, end) to the values of every input, as copies that may be overwritten."""
+
+
+def read_values(plan: TensorPlan, reader: InputReader, start: int, stop: int) -> Values:
+    """All inputs of one stretch, from their files, in the reader's memory."""
+    assert plan.text is not None
+    text = torch.from_numpy(reader.text(plan.text, start, stop))
+    base = text
+    if plan.base is not None:
+        base = torch.from_numpy(reader.base(plan.base, start, stop))
+    vlm = torch.from_numpy(reader.vlm(plan, start, stop))
+    return Values(text=text, vlm=vlm, base=base, tensor=plan.name, start=start)
 
 
 class TensorMerge:

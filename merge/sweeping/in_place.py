@@ -12,10 +12,15 @@ import torch
 from safetensors import safe_open
 
 from merge.matching.tensor_table import TensorClass, TensorPlan
+from merge.proof.recompute import recompute
 from merge.reading.checkpoint import StoredTensor
-from merge.reading.chunks import one_thread
+from merge.reading.inputs import InputReader
 from merge.recipe.apply import merge_whole
+from merge.recipe.interface import MergeMethod, Settings
+from merge.recipe.linear import LINEAR
 from merge.recipe.recipe import Recipe
+from merge.recipe.torch_dtypes import TORCH_DTYPES, one_thread
+from merge.writing.output import OutputTensor
 from train.model.parts import PartName, map_names
 
 
@@ -24,7 +29,8 @@ class _Place:
     """A merged tensor: the live parameter it belongs to and its originals, mapped from the files.
 
     Nobody writes into the originals, so that their memory is the page cache's, which the processes
-    of a machine share.
+    of a machine share. With a low-rank change there is no original in any file: it is worked out
+    each time, stretch by stretch.
     """
 
     parameter: torch.nn.Parameter
@@ -57,6 +63,9 @@ class AlphaDial:
         # The largest first: the one thread that mixes an embedding does not begin when others end.
         merged.sort(key=lambda plan: -plan.vlm.num_elements)
         self._places = [_load(parameters[live[PartName(p.part, p.name)]], p) for p in merged]
+        for plan in table:
+            if plan.tensor_class is TensorClass.ADAPTED:  # the same at every alpha
+                _work_out(parameters[live[PartName(plan.part, plan.name)]], plan, LINEAR, None)
 
     def set(self, recipe: Recipe) -> None:
         """Set the decoder to what a recipe makes of the originals, with their stored dtype."""
@@ -64,15 +73,18 @@ class AlphaDial:
 
         @torch.no_grad()
         def mix(place: _Place) -> None:
-            plan = place.plan
+            plan, chosen = place.plan, settings[place.plan.name]
+            if plan.low_rank is not None:
+                _work_out(place.parameter, plan, recipe.method, chosen)
+                return
             mixed = merge_whole(
                 plan,
                 recipe.method,
-                settings[plan.name],
+                chosen,
                 text=place.text,
                 vlm=place.vlm,
                 base=place.base,
-                dtype=place.vlm.dtype,
+                dtype=TORCH_DTYPES[plan.vlm.dtype],
             )
             place.parameter.copy_(mixed)
 
@@ -84,7 +96,23 @@ class AlphaDial:
 def _load(parameter: torch.nn.Parameter, plan: TensorPlan) -> _Place:
     assert plan.text is not None
     base = None if plan.base is None else _map(plan.base)
-    return _Place(parameter, plan, _map(plan.text), _map(plan.vlm), base)
+    return _Place(parameter, plan, _map(plan.text), _map(plan.source), base)
+
+
+@torch.no_grad()
+def _work_out(
+    parameter: torch.nn.Parameter, plan: TensorPlan, method: MergeMethod, settings: Settings | None
+) -> None:
+    """Sets a parameter to what is written of a tensor that an adapter changes."""
+    mixed = torch.empty(plan.vlm.num_elements, dtype=TORCH_DTYPES[plan.vlm.dtype])
+    reader = InputReader()
+    try:
+        tensor = OutputTensor(plan, plan.vlm.dtype, 0)
+        for start, stop, values in recompute(tensor, method, settings, reader):
+            mixed[start:stop] = values
+    finally:
+        reader.close()
+    parameter.copy_(mixed.view(plan.vlm.shape))
 
 
 def _map(tensor: StoredTensor) -> torch.Tensor:

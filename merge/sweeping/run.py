@@ -17,7 +17,7 @@ from data.processor import load_processor
 from data.render import Renderer
 from merge.matching.plan import plan_merge
 from merge.matching.tensor_table import TensorPlan
-from merge.reading.chunks import TORCH_DTYPES
+from merge.recipe.torch_dtypes import TORCH_DTYPES
 from merge.sweeping.candidates import Candidate, check_against, find_text_lm, list_candidates
 from merge.sweeping.choose import choose_candidate
 from merge.sweeping.features import remember_image_features
@@ -49,6 +49,7 @@ def sweep(config: SweepConfig) -> None:
         Path(config.vlm),
         Path(config.text),
         base=None if config.base is None else Path(config.base),
+        lora=None if config.lora is None else Path(config.lora),
         force=config.force,
     ).table
     check_against(candidates, table)
@@ -179,6 +180,7 @@ def _conclude(
             vlm=config.vlm,
             text=config.text,
             base=config.base,
+            lora=config.lora,
             out=config.write_to,
             force=config.force,
             num_threads=config.engine.num_threads,

@@ -14,6 +14,7 @@ def write_chosen(
     vlm: str,
     text: str,
     base: str | None,
+    lora: str | None,
     out: str,
     force: bool,
     num_threads: int | None,
@@ -27,6 +28,7 @@ def write_chosen(
         alpha=recipe.pop("alpha"),
         recipe=recipe,
         base=base if candidate.recipe.settings.has_base else None,
+        lora=lora,
         force=force,
         num_threads=num_threads,
     )

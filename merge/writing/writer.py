@@ -1,13 +1,15 @@
 """Streams all inputs, stretch by stretch, into the files of `output`, on several threads.
 
-Bytes that only move are copied by the kernel while torch is imported; what is computed goes through
+Bytes that only move are copied by the kernel, in a thread of its own; what is computed goes through
 memory that stays in the cache. Where the output folder comes from and goes to is `staging`'s job.
 """
 
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from merge.reading.checkpoint import CHUNK_ELEMENTS, DTYPE_BYTES
 from merge.recipe.interface import MergeMethod, Settings
+from merge.recipe.linear import LINEAR
 from merge.writing.copies import Range, copy_range, ranges, write_at
 from merge.writing.output import OutputFile, OutputTensor, Piece, pieces
 
@@ -26,8 +29,13 @@ Progress = Callable[[int, int], None]
 
 MAX_THREADS = 8
 JOB_ELEMENTS = 32 * CHUNK_ELEMENTS  # what a thread takes at a time
-FLUSH_BYTES = 512 << 20  # what may wait in the page cache before the disk is told to write
+NUM_FLUSHERS = 4
+FLUSH_BYTES = 256 << 20  # what may wait in the page cache before the disk is told to write
 MAX_FACTOR_BYTES = 96 << 20  # of low-rank factors, held by all threads together
+
+
+Job = tuple[OutputTensor, list[Piece]]
+"""What one thread does in one go: pieces of one tensor, in order."""
 
 
 class _StoppedError(Exception):
@@ -40,7 +48,7 @@ class Work:
 
     file: OutputFile
     copied: list[Range] = field(default_factory=list)
-    jobs: list[tuple[OutputTensor, list[Piece]]] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
     """What one thread does in one go: pieces to compute, copied pieces to look through."""
 
 
@@ -60,7 +68,7 @@ def plan_work(
 class FilesWriter:
     """Open output files, and threads that copy, compute and flush. Use as a context.
 
-    `start_copies` before torch is imported, `compute` after it. Leaving the context without an
+    `start_copies`, then `compute`, which waits for neither. Leaving the context without an
     error forces all to disk.
     """
 
@@ -78,7 +86,7 @@ class FilesWriter:
         self._total = sum(item.file.num_bytes - len(item.file.header) for item in work)
         self._stopped = threading.Event()
         self._copier = ThreadPoolExecutor(1, "copy")
-        self._flusher = ThreadPoolExecutor(1, "flush")
+        self._flusher = ThreadPoolExecutor(NUM_FLUSHERS, "flush")
         self._copies: list[Future[None]] = []
         self._flushes: list[Future[None]] = []
         self._targets = [_create(folder / item.file.name, item.file) for item in work]
@@ -111,25 +119,35 @@ class FilesWriter:
                 self._copies.append(self._copier.submit(self._copy, piece, target))
 
     def compute(
-        self, method: MergeMethod, settings: Mapping[str, Settings], *, allow_nonfinite: bool
+        self,
+        method: MergeMethod,
+        settings: Mapping[str, Settings],
+        *,
+        allow_nonfinite: bool,
+        beside: Callable[[], None] = lambda: None,
     ) -> "Computed":
-        """Computes and writes everything else; imports torch. Returns what was counted.
+        """Computes and writes everything else. Returns what was counted.
+
+        Args:
+            method: of all decoder tensors.
+            settings: {canonical name: settings} of them.
+            allow_nonfinite: count NaN and Inf instead of refusing them.
+            beside: done first, by one of the threads; its error ends all.
 
         Raises CheckpointError for NaN or Inf in an input (unless allowed) and for results that
         overflow their dtype.
         """
-        from merge.reading.chunks import one_thread
         from merge.writing.compute import Computer
 
         computer = Computer(method, settings, allow_nonfinite=allow_nonfinite)
         pool = ThreadPoolExecutor(self._num_threads, "merge")
-        with one_thread():
+        with self._calm_torch(method):
             try:
                 _finish(
-                    [
+                    [pool.submit(beside)]
+                    + [
                         pool.submit(self._run, computer, job, target)
-                        for item, target in zip(self._work, self._targets, strict=True)
-                        for job in item.jobs
+                        for job, target in self._jobs()
                     ]
                 )
             except BaseException:
@@ -137,12 +155,30 @@ class FilesWriter:
                 raise
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
-                computer.close()
         return computer.counted
 
-    def _run(
-        self, computer: "Computer", job: tuple[OutputTensor, list[Piece]], target: int
-    ) -> None:
+    def _calm_torch(self, method: MergeMethod) -> AbstractContextManager[None]:
+        """Torch on one thread, where it is needed: by other methods than linear, and adapters."""
+        plans = [tensor.plan for item in self._work for tensor in item.file.tensors]
+        if method is LINEAR and all(plan.low_rank is None for plan in plans):
+            return nullcontext()
+        from merge.recipe.torch_dtypes import one_thread
+
+        return one_thread()
+
+    def _jobs(self) -> Iterator[tuple[Job, int]]:
+        """Jobs and their files, a job of each file in turn.
+
+        Threads then mostly write to different files; the kernel lets one write to a file at a time.
+        """
+        queues = [
+            [(job, target) for job in item.jobs]
+            for item, target in zip(self._work, self._targets, strict=True)
+        ]
+        for turn in itertools.zip_longest(*queues):
+            yield from (entry for entry in turn if entry is not None)
+
+    def _run(self, computer: "Computer", job: Job, target: int) -> None:
         def write(data: memoryview, offset: int) -> None:
             if self._stopped.is_set():
                 raise _StoppedError

@@ -76,7 +76,10 @@ def test_a_wrong_key_ends_at_once() -> None:
 def test_a_wrong_value_ends_before_anything_loads() -> None:
     ended, imported = run_and_list("sweep", "alphas=[0,2]", "vlm=a", "text=b", "out=c")
     assert (ended.code, imported) == (2, [])
-    assert ended.message == "alphas: is 2.0, but it is the share of the VLM, between 0 and 1"
+    assert ended.message == (
+        "alphas: is 2.0, but it is the share of the VLM, between 0 and 1 (extrapolate=true allows "
+        "it)"
+    )
 
 
 def test_what_is_required_is_told_together() -> None:

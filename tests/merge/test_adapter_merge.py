@@ -58,7 +58,7 @@ def test_equals_peft_then_the_formula(variant, pair, tmp_path):
     """PEFT multiplies whole matrices, we a few rows at a time: the last bit of float32 may differ,
     which moves at most a handful of roundings to bfloat16 (measured: none)."""
     adapter = save_adapter(pair.vlm, tmp_path / "adapter", **VARIANTS[variant])
-    report = merge(pair, tmp_path / "out", adapter=adapter)
+    report = merge(pair, tmp_path / "out", lora=adapter)
     out = load(tmp_path / "out")
     dtype = out[EMBEDDING].dtype
     wanted = expected(pair, adapter, 0.4, dtype)
@@ -67,7 +67,7 @@ def test_equals_peft_then_the_formula(variant, pair, tmp_path):
     for name, value in wanted.items():
         apart = (out[name].float() - value.float()).abs().max()
         assert apart <= bound * max(1, value.abs().max()), (name, apart)
-    assert report["inputs"]["adapter"]["num_low_rank"] > 0
+    assert report["inputs"]["lora"]["num_low_rank"] > 0
     assert report["verified"]["loads_in_transformers"]
 
 
@@ -79,7 +79,7 @@ def test_equals_the_merge_of_the_tuned_model(tmp_path):
     shutil.copytree(pair.vlm, tuned)
     values = {on_disk(name): value for name, value in folded(pair.vlm, adapter).items()}
     save_file(values, tuned / "model.safetensors", metadata={"format": "pt"})
-    merge(pair, tmp_path / "straight", adapter=adapter, dtype="bfloat16")
+    merge(pair, tmp_path / "straight", lora=adapter, dtype="bfloat16")
     merge(Pair(tuned, pair.text), tmp_path / "around", dtype="bfloat16")
     one, two = load(tmp_path / "straight"), load(tmp_path / "around")
     assert one.keys() == two.keys()
@@ -93,7 +93,7 @@ def test_equals_scaling_the_adapter_when_the_base_is_the_text_lm(tmp_path):
     values = load(pair.vlm) | text
     save_file(values, pair.vlm / "model.safetensors", metadata={"format": "pt"})
     adapter = save_adapter(pair.vlm, tmp_path / "adapter")
-    merge(pair, tmp_path / "out", 0.4, adapter=adapter)
+    merge(pair, tmp_path / "out", 0.4, lora=adapter)
     config = json.loads((adapter / "adapter_config.json").read_text())
     config["lora_alpha"] *= 0.4
     (adapter / "adapter_config.json").write_text(json.dumps(config))
@@ -107,7 +107,7 @@ def test_equals_scaling_the_adapter_when_the_base_is_the_text_lm(tmp_path):
 @pytest.mark.parametrize("alpha", [0, 1])
 def test_end_points(alpha, pair, tmp_path):
     adapter = save_adapter(pair.vlm, tmp_path / "adapter")
-    merge(pair, tmp_path / "out", alpha, adapter=adapter)
+    merge(pair, tmp_path / "out", alpha, lora=adapter)
     out, text = load(tmp_path / "out"), load(pair.text)
     if alpha == 0:
         assert same_bits(out[Q_PROJ], text[Q_PROJ.removeprefix("language_model.")])
@@ -121,7 +121,7 @@ def test_end_points(alpha, pair, tmp_path):
 
 def test_verified_again_and_damage_found(pair, tmp_path):
     adapter = save_adapter(pair.vlm, tmp_path / "adapter", modules_to_save=PROJECTOR)
-    merge(pair, tmp_path / "out", adapter=adapter)
+    merge(pair, tmp_path / "out", lora=adapter)
     assert verify_folder(tmp_path / "out")["every_element"]
     file = tmp_path / "out/model.safetensors"
     for name in (Q_PROJ, "multi_modal_projector.linear_1.weight"):
@@ -135,16 +135,14 @@ def test_verified_again_and_damage_found(pair, tmp_path):
     weights = adapter / "adapter_model.safetensors"
     changed = {name: value + 1 for name, value in load_file(weights).items()}
     save_file(changed, weights)
-    with pytest.raises(CheckpointError, match="is not the adapter that was merged"):
+    with pytest.raises(CheckpointError, match="is not the lora that was merged"):
         verify_folder(tmp_path / "out")
 
 
 def test_one_thread_a_core_gives_the_same_bytes(bf16_pair, tmp_path):
     adapter = save_adapter(bf16_pair.vlm, tmp_path / "adapter")
     for threads in (1, 5):
-        merge(
-            bf16_pair, tmp_path / f"{threads}", adapter=adapter, num_threads=threads, verify=False
-        )
+        merge(bf16_pair, tmp_path / f"{threads}", lora=adapter, num_threads=threads, verify=False)
     name = "model.safetensors"
     assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "5" / name).read_bytes()
 
@@ -171,7 +169,7 @@ def test_adapters_of_another_kind(bf16_pair, tmp_path, changes, message):
     adapter = save_adapter(bf16_pair.vlm, tmp_path / "adapter")
     change_config(adapter, **changes)
     with pytest.raises(CheckpointError, match=message):
-        merge(bf16_pair, tmp_path / "out", adapter=adapter)
+        merge(bf16_pair, tmp_path / "out", lora=adapter)
 
 
 def test_an_adapter_of_another_model(bf16_pair, tmp_path):
@@ -181,52 +179,53 @@ def test_an_adapter_of_another_model(bf16_pair, tmp_path):
     a = next(name for name in values if name.endswith("q_proj.lora_A.weight"))
     save_file(values | {a: torch.zeros(4, 7)}, file)
     with pytest.raises(CheckpointError, match=r"1 have another shape: .*adapter \[32, 7\]"):
-        merge(bf16_pair, tmp_path / "out", adapter=adapter)
+        merge(bf16_pair, tmp_path / "out", lora=adapter)
     moved = {name.replace("layers.3.", "layers.9."): value for name, value in values.items()}
     save_file(moved, file)
     with pytest.raises(CheckpointError, match=r"3 belong to no tensor: model.layers.9"):
-        merge(bf16_pair, tmp_path / "out", adapter=adapter)
+        merge(bf16_pair, tmp_path / "out", lora=adapter)
     save_file({name.replace("lora_B", "lora_C"): v for name, v in values.items()}, file)
     with pytest.raises(CheckpointError, match="of a kind that cannot be folded in"):
-        merge(bf16_pair, tmp_path / "out", adapter=adapter)
+        merge(bf16_pair, tmp_path / "out", lora=adapter)
     del values[a]
     save_file(values, file)
     with pytest.raises(CheckpointError, match="has no lora_A"):
-        merge(bf16_pair, tmp_path / "out", adapter=adapter)
+        merge(bf16_pair, tmp_path / "out", lora=adapter)
 
 
 def test_missing_and_pickled_adapters(bf16_pair, tmp_path):
     with pytest.raises(CheckpointError, match=r"has no adapter_config.json; give a PEFT adapter"):
-        merge(bf16_pair, tmp_path / "out", adapter=tmp_path)
+        merge(bf16_pair, tmp_path / "out", lora=tmp_path)
     adapter = save_adapter(bf16_pair.vlm, tmp_path / "adapter")
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(CheckpointError, match=r"adapter_model.bin is a pickle"):
-        merge(bf16_pair, tmp_path / "out", adapter=adapter)
+        merge(bf16_pair, tmp_path / "out", lora=adapter)
 
 
 def test_the_folder_of_an_export_is_found(bf16_pair, tmp_path):
     save_adapter(bf16_pair.vlm, tmp_path / "export/adapter")
-    report = merge(bf16_pair, tmp_path / "out", adapter=tmp_path / "export", verify=False)
-    assert report["inputs"]["adapter"]["folder"].endswith("export/adapter")
+    report = merge(bf16_pair, tmp_path / "out", lora=tmp_path / "export", verify=False)
+    assert report["inputs"]["lora"]["folder"].endswith("export/adapter")
 
 
-@pytest.mark.parametrize("given", ["adapter", "export", "checkpoint"])
+@pytest.mark.parametrize("given", ["adapter", "export", "run", "checkpoint"])
 def test_what_a_training_leaves_behind(given, pipeline, tmp_path):
     """The projector trained whole, the decoder by LoRA; equal to merging the folded export."""
     run = pipeline.lora.parent
     folders = {
         "adapter": pipeline.lora / "adapter",
         "export": pipeline.lora,
+        "run": run,
         "checkpoint": max((run / "checkpoints").glob("checkpoint-*")),
     }
     straight = Pair(pipeline.align, pipeline.text)
-    report = merge(straight, tmp_path / "straight", adapter=folders[given])
+    report = merge(straight, tmp_path / "straight", lora=folders[given])
     merge(Pair(pipeline.lora, pipeline.text), tmp_path / "around")
     one, two = load(tmp_path / "straight"), load(tmp_path / "around")
     assert one.keys() == two.keys()
     for name, value in two.items():
         apart = (one[name] - value).abs().max() / value.abs().max().clamp(min=1e-12)
         assert apart < 1e-6, name
-    kinds = {entry["part"]: entry["class"] for entry in report["tensors"] if entry["adapter"]}
+    kinds = {entry["part"]: entry["class"] for entry in report["tensors"] if entry["lora"]}
     assert kinds == {"decoder": "merged", "projector": "adapted"}
     assert "picture" in report["verified"]["logits_compared"]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from configs.errors import CheckpointError
 from merge.api import merge_checkpoints, verify_folder
+from merge.proof.logits import check_loads
 
 UP = "language_model.model.layers.0.mlp.up_proj.weight"
 NORM = "language_model.model.norm.weight"
@@ -62,6 +63,21 @@ def test_a_config_that_says_something_else(merged):
     verify_folder(merged, logits=False)
     with pytest.raises(CheckpointError, match="gives other logits for a text prompt"):
         verify_folder(merged)
+
+
+def test_what_the_vlm_itself_has_left_over(copy_pair, tmp_path):
+    """The head of a tower that does not use it: transformers reports it, for the VLM too."""
+    config = json.loads((copy_pair.vlm / "config.json").read_text())
+    edit_config(copy_pair.vlm, vision_config=config["vision_config"] | {"vision_use_head": False})
+    pair = {"vlm": copy_pair.vlm, "text": copy_pair.text}
+    report = merge_checkpoints(**pair, out=tmp_path / "out", alpha=0.4)
+    found = report["verified"]
+    num_left = sum(".head." in name for name in load(copy_pair.vlm))
+    assert found["num_tensors"] - found["num_tensors_compared_once_loaded"] == num_left > 0
+    assert merge_checkpoints(**pair, out=tmp_path / "two", verify_logits=False)["verified"]
+    edit(tmp_path / "out", lambda tensors: tensors | {"vision_tower.more": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"loads with unexpected_keys: .*vision_tower.more"):
+        check_loads(tmp_path / "out", copy_pair.vlm)
 
 
 def test_missing_and_further_tensors(merged):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adapter_pico import PROJECTOR, save_adapter
 from merge_pico import (
     DTYPES,
     IMAGE_TOKEN,
@@ -135,6 +136,22 @@ def test_threads_change_no_bit(num_threads, bf16_pair, tmp_path):
     assert_holds(model, tmp_path / "out")
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("variant", [{}, dict(use_dora=True)])
+def test_an_adapter_in_place(variant, pair, tmp_path):
+    """The decoder's change at every alpha, the projector's in full: what a merge writes."""
+    adapter = save_adapter(pair.vlm, tmp_path / "adapter", modules_to_save=PROJECTOR, **variant)
+    model = load_model(pair.vlm)
+    dial = AlphaDial(model, plan_merge(pair.vlm, pair.text, lora=adapter).table, num_threads=2)
+    for alpha in (1, 0.4, 0, 0.4):
+        out = tmp_path / f"out{alpha}"
+        if not out.exists():
+            merge_checkpoints(
+                vlm=pair.vlm, text=pair.text, lora=adapter, out=out, alpha=alpha, verify=False
+            )
+        dial.set(make_recipe(alpha=alpha))
+        assert_holds(model, out)
 
 
 def test_what_a_thread_cannot_do_is_an_error(bf16_pair, monkeypatch):

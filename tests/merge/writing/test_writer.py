@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +10,19 @@ from merge_pico import edit
 
 from configs.errors import CheckpointError
 from merge.api import merge_checkpoints, verify_folder
-from merge.matching.tensor_table import TensorClass, TensorPlan
-from merge.proof.verify import naive_merge
-from merge.reading.checkpoint import StoredTensor, read_checkpoint
-from merge.recipe.apply import merge_whole
-from merge.recipe.interface import Settings
-from merge.recipe.methods import METHODS
-from merge.writing.compute import count_different
+from merge.proof.verify import as_bits
+from merge.reading.bits import (
+    BITS,
+    Memory,
+    count_different,
+    fits,
+    is_finite,
+    narrow,
+    narrow_nan,
+    widen,
+)
+from merge.reading.checkpoint import read_checkpoint
+from merge.recipe.torch_dtypes import TORCH_DTYPES
 
 UP = "model.layers.0.mlp.up_proj.weight"
 
@@ -34,23 +39,59 @@ def poison(name, value, part=slice(0, 1)):
     return change
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("alpha", [0, 0.3, 1])
-def test_verifiers_formula_is_the_writers(dtype, alpha):
-    """Two independent implementations, bit for bit, over many magnitudes and signed zeros."""
-    names = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+@pytest.mark.parametrize("alpha", [0.3, 0.4, 0.999, 1.7, -0.2])
+def test_numpy_interpolates_as_torch_does(dtype, alpha):
+    """Two implementations, bit for bit, over many magnitudes, signed zeros and ties."""
     torch.manual_seed(0)
-    scale = torch.logspace(-8, 4, 50_000)
-    text, vlm = ((torch.randn(50_000) * scale).to(dtype) for _ in range(2))
-    text[:2] = -0.0
-    bits = torch.int32 if dtype == torch.float32 else torch.int16
-    raw = [x.view(bits).numpy().view("u4" if bits == torch.int32 else "u2") for x in (text, vlm)]
-    naive = naive_merge(raw[0], raw[1], names[dtype], names[dtype], alpha)
-    tensor = StoredTensor("model.norm.weight", Path(), names[dtype], (50_000,), 0)
-    plan = TensorPlan("decoder", tensor.name, TensorClass.MERGED, tensor, tensor)
-    settings = Settings(alpha=alpha)
-    ours = merge_whole(plan, METHODS["linear"], settings, text=text, vlm=vlm, dtype=dtype)
-    assert ours.dtype == dtype and np.array_equal(ours.view(bits).numpy().view(naive.dtype), naive)
+    scale = torch.logspace(-30, 4, 200_000)
+    stored = [(torch.randn(200_000) * scale).to(TORCH_DTYPES[dtype]) for _ in range(2)]
+    stored[0][:2] = -0.0
+    text, vlm = (
+        widen(as_bits(x).numpy().view(BITS[dtype]), dtype, Memory(np.float32)) for x in stored
+    )
+    merged = text + np.float32(alpha) * (vlm - text)
+    for wanted in TORCH_DTYPES:
+        mine = narrow(merged, wanted, Memory(np.uint16), Memory(np.uint32))
+        one, two = stored[0].float(), stored[1].float()
+        naive = as_bits((one + alpha * (two - one)).to(TORCH_DTYPES[wanted]))
+        assert np.array_equal(mine, naive.numpy().view(BITS[wanted])), wanted
+
+
+def test_rounding_of_every_upper_half_and_its_neighbours():
+    """To bfloat16 as torch rounds: every pattern of the upper half with telling lower halves."""
+    upper = np.arange(1 << 16, dtype=np.uint32) << 16
+    for lower in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
+        values = (upper | np.uint32(lower)).view(np.float32)
+        mine = narrow(values, "BF16", Memory(np.uint16), Memory(np.uint32)).copy()
+        narrow_nan(values, mine, "BF16")
+        theirs = as_bits(torch.from_numpy(values).to(torch.bfloat16)).numpy().view(np.uint16)
+        is_nan = np.isnan(values)
+        assert np.array_equal(mine[~is_nan], theirs[~is_nan])
+        assert np.isnan(widen(mine, "BF16", Memory(np.float32))[is_nan]).all()
+        finite = torch.from_numpy(values).to(torch.bfloat16).isfinite().numpy()
+        for value, good in zip(values[::911], finite[::911], strict=True):
+            assert fits(np.array([value]), "BF16") == good, value
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_every_pattern_that_is_not_finite_is_found(dtype):
+    patterns = np.arange(1 << 16, dtype=np.uint16)
+    finite = torch.from_numpy(patterns.view(np.int16)).view(TORCH_DTYPES[dtype]).isfinite().numpy()
+    for pattern, good in zip(patterns[::7], finite[::7], strict=True):
+        assert is_finite(np.array([0, pattern, 1], np.uint16), dtype) == good, hex(pattern)
+    for value in (np.nan, np.inf, -np.inf, 1e38):
+        bits = np.array([0, value], np.float32).view(np.uint32)
+        assert is_finite(bits, "F32") == np.isfinite(value)
+
+
+def test_the_largest_numbers_that_fit():
+    for dtype, kind in (("F16", torch.float16), ("BF16", torch.bfloat16)):
+        limit = np.array([torch.finfo(kind).max], np.float32)
+        for _ in range(70_000 if dtype == "BF16" else 9_000):
+            good = bool(torch.from_numpy(limit).to(kind).isfinite())
+            assert fits(limit, dtype) == fits(-limit, dtype) == good, limit
+            limit = np.nextafter(limit, np.float32(np.inf))
 
 
 def test_the_callers_thread_count_comes_back(bf16_pair, tmp_path):
@@ -60,7 +101,8 @@ def test_the_callers_thread_count_comes_back(bf16_pair, tmp_path):
 
 
 def test_count_different_sees_signed_zero():
-    assert count_different(torch.tensor([0.0, 1.0]), torch.tensor([-0.0, 1.0])) == 1
+    one, two = (np.array(x, np.float32).view(np.uint32) for x in ([0.0, 1.0], [-0.0, 1.0]))
+    assert count_different(one, two) == 1
 
 
 @pytest.mark.parametrize("alpha", [0, 0.4, 1])
