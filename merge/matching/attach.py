@@ -5,9 +5,15 @@ from dataclasses import replace
 from typing import TypeVar
 
 from configs.errors import CheckpointError
-from merge.matching.tensor_table import EMBEDDING, MERGED_DTYPES, TensorClass, TensorPlan
+from merge.matching.tensor_table import (
+    EMBEDDING,
+    LM_HEAD,
+    MERGED_DTYPES,
+    TensorClass,
+    TensorPlan,
+)
 from merge.reading.adapter import Adapter, LowRank
-from merge.reading.checkpoint import Checkpoint, StoredTensor
+from merge.reading.checkpoint import Checkpoint, StoredTensor, same_bytes
 from train.model.parts import PartName, list_first, map_names
 
 
@@ -53,6 +59,9 @@ def attach_adapter(
         if place in by_place and list(by_place[place].vlm.shape) != shape
     ]
     unknown = [place.name for place in (*low_rank, *whole) if place not in by_place]
+    head = PartName("decoder", LM_HEAD)
+    if head in by_place and by_place[head].tensor_class is TensorClass.TIED:
+        _check_tied_head(adapter, low_rank.get(head), whole.get(head), whole)
     if unknown or wrong:
         told = [
             *([f"{len(unknown)} belong to no tensor: {list_first(unknown)}"] if unknown else []),
@@ -63,6 +72,27 @@ def attach_adapter(
             "vlm the model that the adapter was trained on"
         )
     return [_with_adapter(plan, low_rank, whole) for plan in table]
+
+
+def _check_tied_head(
+    adapter: Adapter,
+    change: LowRank | None,
+    trained: StoredTensor | None,
+    whole: Mapping[PartName, StoredTensor],
+) -> None:
+    """Raises CheckpointError where the adapter takes a tied head away from its embedding.
+
+    The head is written as the embedding is: a change of its own would be lost in silence.
+    """
+    embedding = whole.get(PartName("decoder", EMBEDDING))
+    follows = trained is None or (embedding is not None and same_bytes(trained, embedding))
+    if change is None and follows:
+        return
+    raise CheckpointError(
+        f"lora={adapter.folder} changes {LM_HEAD}, which the vlm ties to {EMBEDDING}; the two "
+        "would part. Fold it in with PEFT (merge_and_unload), untie the head, save that, and merge "
+        "it as vlm="
+    )
 
 
 T = TypeVar("T")

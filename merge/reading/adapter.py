@@ -30,6 +30,7 @@ UNSUPPORTED = (
 )
 # Ways to start that change the base weights too, so that the base on disk is not what was trained.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+FACTOR_DTYPES = ("BF16", "F16", "F32")
 
 
 @dataclass(frozen=True)
@@ -146,10 +147,36 @@ def _low_rank(
             f"lora={folder}: {module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}; "
             "wanted are [r, in] and [out, r] of a linear layer"
         )
+    magnitude = parts.get("lora_magnitude_vector")
+    _check_factors(folder, module, {"lora_A": a, "lora_B": b, "lora_magnitude_vector": magnitude})
+    if (magnitude is not None) != bool(config.get("use_dora")):
+        has = "no" if magnitude is None else "a"
+        raise CheckpointError(
+            f"lora={folder}: {module} has {has} lora_magnitude_vector, but {CONFIG_FILE} has "
+            f"use_dora={bool(config.get('use_dora'))}; are the two of one adapter?"
+        )
+    if not isinstance(config.get("lora_alpha"), int | float):
+        raise CheckpointError(f"{folder / CONFIG_FILE} has no lora_alpha, by which changes scale")
     rank, alpha = a.shape[0], config["lora_alpha"]
     for pattern, value in (config.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             alpha = value
             break
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return LowRank(a, b, scale, parts.get("lora_magnitude_vector"))
+    return LowRank(a, b, scale, magnitude)
+
+
+def _check_factors(folder: Path, module: str, factors: Mapping[str, StoredTensor | None]) -> None:
+    """Raises CheckpointError for factors whose bytes would be read as something else."""
+    for kind, tensor in factors.items():
+        if tensor is not None and tensor.dtype not in FACTOR_DTYPES:
+            raise CheckpointError(
+                f"lora={folder}: {kind} of {module} is {tensor.dtype}; known are "
+                f"{', '.join(FACTOR_DTYPES)}"
+            )
+    b, magnitude = factors["lora_B"], factors["lora_magnitude_vector"]
+    if b is not None and magnitude is not None and magnitude.shape != b.shape[:1]:
+        raise CheckpointError(
+            f"lora={folder}: {module} has a lora_magnitude_vector {list(magnitude.shape)}; wanted "
+            f"is one number a row, {list(b.shape[:1])}"
+        )

@@ -94,6 +94,6 @@ class InputReader:
         if self._a is None or self._a[0] != change.a:
             with ChunkReader() as reader:
                 bits = reader.read(change.a, 0, change.a.num_elements)
-                values = widen(bits, change.a.dtype, Memory(np.float32)).copy()
+                values = widen(bits, change.a.dtype, Memory(np.float32))  # in memory of its own
             self._a = (change.a, values.reshape(change.a.shape))
         return self._a[1]

@@ -10,6 +10,7 @@ expression: kinds first, then expressions in their order, and the last that fits
 import itertools
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -149,7 +150,9 @@ def _parse(value: object, key: str) -> Alpha:
 
 def _is_number(value: object) -> bool:
     """Whether it is a finite number; True and False are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max  # false of NaN; whole numbers may be larger than floats
 
 
 def _at_depth(alpha: Alpha, depth: float) -> float:

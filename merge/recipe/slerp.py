@@ -44,8 +44,8 @@ def find_coefficients(stretches: Stretches, settings: Settings, _: int = 0) -> C
     if text_square == 0 or vlm_square == 0:
         return None  # a zero vector has no direction
     cosine = product / (math.sqrt(text_square) * math.sqrt(vlm_square))
-    if abs(cosine) > MAX_COSINE:
-        return None
+    if not abs(cosine) <= MAX_COSINE:
+        return None  # also where it is NaN: one bad element would make the whole tensor NaN
     angle = math.acos(cosine)
     return Coefficients(
         text=math.sin((1 - settings.alpha) * angle) / math.sin(angle),

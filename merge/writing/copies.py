@@ -66,6 +66,8 @@ def copy_range(item: Range, target: int, told: Callable[[int], None]) -> None:
                 except OSError as error:
                     if error.errno not in NOT_THERE:
                         raise
+                    count = 0
+                if count == 0:  # of some file systems that says "not here", not "the end"
                     in_kernel = False
                     continue
             else:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from adapter_pico import PROJECTOR, folded, on_disk, save_adapter
-from merge_pico import DTYPES, IMAGE_TOKEN, Pair, load, same_bits, save_pair
+from merge_pico import DTYPES, IMAGE_TOKEN, Pair, edit, load, same_bits, save_pair
 from safetensors.torch import load_file, save_file
 
 from configs.errors import CheckpointError
@@ -190,6 +190,42 @@ def test_an_adapter_of_another_model(bf16_pair, tmp_path):
     del values[a]
     save_file(values, file)
     with pytest.raises(CheckpointError, match="has no lora_A"):
+        merge(bf16_pair, tmp_path / "out", lora=adapter)
+
+
+def test_a_tied_head_cannot_go_its_own_way(bf16_pair, copy_pair, tmp_path):
+    """Written as the embedding is, it would lose what was trained, in silence."""
+    embedding = load(copy_pair.vlm)["language_model.model.embed_tokens.weight"]
+    edit(copy_pair.vlm, lambda tensors: {**tensors, "language_model.lm_head.weight": embedding})
+    adapter = save_adapter(bf16_pair.vlm, tmp_path / "adapter")
+    file = adapter / "adapter_model.safetensors"
+    head = {
+        "base_model.model.lm_head.lora_A.weight": torch.ones(4, 32),
+        "base_model.model.lm_head.lora_B.weight": torch.ones(64, 4),
+    }
+    save_file(load_file(file) | head, file)
+    with pytest.raises(CheckpointError, match=r"changes lm_head.weight, which the vlm ties to"):
+        merge(copy_pair, tmp_path / "out", lora=adapter)
+
+
+def test_factors_that_do_not_belong_together(bf16_pair, tmp_path):
+    adapter = save_adapter(bf16_pair.vlm, tmp_path / "adapter", use_dora=True)
+    file = adapter / "adapter_model.safetensors"
+    values = load_file(file)
+    magnitude = next(name for name in values if "magnitude" in name)
+    for changed, message in (
+        (torch.ones(3), r"a lora_magnitude_vector \[3\]; wanted is one number a row"),
+        (values[magnitude].double(), "is F64; known are BF16, F16, F32"),
+    ):
+        save_file(values | {magnitude: changed}, file)
+        with pytest.raises(CheckpointError, match=message):
+            merge(bf16_pair, tmp_path / "out", lora=adapter)
+    save_file(values, file)
+    change_config(adapter, use_dora=False)
+    with pytest.raises(CheckpointError, match=r"a lora_magnitude_vector, but .* use_dora=False"):
+        merge(bf16_pair, tmp_path / "out", lora=adapter)
+    change_config(adapter, use_dora=True, lora_alpha=None)
+    with pytest.raises(CheckpointError, match="has no lora_alpha"):
         merge(bf16_pair, tmp_path / "out", lora=adapter)
 
 

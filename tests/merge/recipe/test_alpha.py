@@ -132,6 +132,7 @@ def test_a_tied_head_has_no_alpha_of_its_own():
 @pytest.mark.parametrize(
     "nonsense",
     [
+        10**400,
         "0.4",
         "half",
         [0.4],

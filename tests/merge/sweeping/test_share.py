@@ -73,7 +73,8 @@ def test_a_process_that_dies_ends_the_others_and_points_are_kept(pipeline, swept
     assert process.returncode == 1, told[-3000:]
     assert time.monotonic() - started < 150
     assert (tmp_path / "told.rank1").read_text().splitlines() == ["0.5"]
-    assert set((tmp_path / "told.rank0").read_text().splitlines()) <= {"0", "1"}
+    other = tmp_path / "told.rank0"  # on a busy machine it is ended before its first point
+    assert set(other.read_text().splitlines() if other.exists() else ()) <= {"0", "1"}
     assert not (tmp_path / "out/sweep.json").exists()
     again = launch("-m", "merge.sweep", *overrides(pipeline, tmp_path / "out"), cwd=tmp_path)
     _, told = again.communicate(timeout=200)

@@ -1,5 +1,6 @@
 """merge.recipe.methods, merge.writing.writer and merge.proof.verify: values, refusals, memory."""
 
+import os
 import subprocess
 import sys
 
@@ -175,3 +176,11 @@ def test_private_memory_is_bounded(copy_pair, tmp_path):
     command = [sys.executable, "-c", MEMORY, str(tmp_path)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert int(done.stdout) < 32
+
+
+def test_a_kernel_that_copies_nothing(bf16_pair, tmp_path, monkeypatch):
+    """Some file systems answer 0 for "not here"; then bytes go through memory."""
+    monkeypatch.setattr(os, "copy_file_range", lambda *_: 0)
+    merge(bf16_pair, tmp_path / "out", alpha=1)
+    name = "model.safetensors"
+    assert (tmp_path / "out" / name).read_bytes() == (bf16_pair.vlm / name).read_bytes()
