@@ -16,6 +16,7 @@ from merge.recipe.linear import end_points, linear
 if TYPE_CHECKING:
     from torch import Tensor
 
+BLOCK = 1 << 15  # elements in float64 at a time: 1 MiB with their products, a thread
 # Above this |cos| the circle is a line to within rounding (or, for opposite vectors, undefined).
 MAX_COSINE = 0.9995  # mergekit's `dot_threshold`
 
@@ -37,10 +38,12 @@ def find_coefficients(stretches: Stretches, settings: Settings, _: int = 0) -> C
     """
     text_square = vlm_square = product = 0.0
     for values in stretches():
-        text, vlm = values.text.double().numpy(), values.vlm.double().numpy()
-        text_square += float((text * text).sum())
-        vlm_square += float((vlm * vlm).sum())
-        product += float((text * vlm).sum())
+        for first in range(0, len(values.text), BLOCK):
+            text = values.text[first : first + BLOCK].double().numpy()
+            vlm = values.vlm[first : first + BLOCK].double().numpy()
+            text_square += float((text * text).sum())
+            vlm_square += float((vlm * vlm).sum())
+            product += float((text * vlm).sum())
     if text_square == 0 or vlm_square == 0:
         return None  # a zero vector has no direction
     cosine = product / (math.sqrt(text_square) * math.sqrt(vlm_square))

@@ -254,7 +254,8 @@ def list_sides(pair: Pair, out: Path, mergekit: Path | None) -> dict[str, tuple[
     sides: dict[str, tuple[list[str], ...]] = {
         "cp -r": (["cp", "-r", str(pair.vlm), str(out)], [str(pair.vlm)]),
         "ours": ([*ours, "verify=false"], both),
-        "ours, verified": ([*ours, "verify=true"], both),
+        "ours, tensors verified": ([*ours, "verify=true", "verify_logits=false"], both),
+        "ours, logits verified too": ([*ours, "verify=true"], both),
         "usual script": (usual, both),
     }
     if mergekit is not None:

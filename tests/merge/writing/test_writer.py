@@ -1,13 +1,17 @@
 """merge.recipe.methods, merge.writing.writer and merge.proof.verify: values, refusals, memory."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from adapter_pico import save_adapter
 from merge_pico import edit
+from safetensors.torch import load_file, save_file
 
 from configs.errors import CheckpointError
 from merge.api import merge_checkpoints, verify_folder
@@ -149,33 +153,64 @@ def test_verify_refuses_what_does_not_load(copy_pair, tmp_path):
 
 
 MEMORY = """
-import resource, sys, torch
+import json, sys
 from pathlib import Path
-from safetensors.torch import load_file, save_file
+folder, options, needs_torch = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3] == "torch"
+if needs_torch:
+    import torch, merge.recipe.apply
+    torch.set_num_threads(1)
 from merge.api import merge_checkpoints
-import merge.writing.writer, merge.matching.distance
-folder = Path(sys.argv[1])
 def private():
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(x.split()[1]) for x in lines if x.startswith("Private_Dirty")) // 1024
-torch.set_num_threads(1)
-start, peak = private(), [0]
+start, peak = private() if needs_torch else 0, [0]
 def progress(done, total):
     peak[0] = max(peak[0], private())
 merge_checkpoints(vlm=folder / "vlm", text=folder / "text", out=folder / "out", alpha=0.4,
-                  verify=False, progress=progress)
+                  verify=False, progress=progress, **options)
+assert needs_torch or "torch" not in sys.modules
 print(peak[0] - start)
 """
 
 
-def test_private_memory_is_bounded(copy_pair, tmp_path):
-    """A 128 MiB tensor is merged within 32 MiB (measured 8) of private memory."""
-    big = torch.zeros(1 << 16, 1 << 10, dtype=torch.bfloat16)
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({}, 64),  # all of the process, which imports no torch: measured 32
+        ({"dtype": "float32"}, 64),
+        ({"recipe": {"method": "slerp"}}, 64),  # beside torch: measured 10 to 27
+        ({"recipe": {"method": "ties", "density": 0.3}}, 64),
+        ({"recipe": {"method": "dare", "density": 0.3}}, 64),
+        ({"lora": "adapter"}, 64),
+    ],
+    ids=["linear", "float32", "slerp", "ties", "dare", "lora"],
+)
+def test_private_memory_is_bounded(options, most, copy_pair, tmp_path):
+    """A 128 MiB tensor, whatever is done with it."""
+    big = torch.randn(1 << 16, 1 << 10, dtype=torch.bfloat16)
     edit(copy_pair.vlm, lambda tensors: tensors | {"language_model.model.big.weight": big})
-    edit(copy_pair.text, lambda tensors: tensors | {"model.big.weight": big})
-    command = [sys.executable, "-c", MEMORY, str(tmp_path)]
+    edit(copy_pair.text, lambda tensors: tensors | {"model.big.weight": big + 0.01})
+    if "lora" in options:
+        options = {"lora": str(save_adapter(bf16_of(copy_pair), tmp_path / "adapter"))}
+        file = tmp_path / "adapter/adapter_model.safetensors"
+        name = "base_model.model.model.language_model.big.lora_{}.weight"
+        more = {
+            name.format("A"): torch.randn(4, 1 << 10),
+            name.format("B"): torch.randn(1 << 16, 4),
+        }
+        save_file(load_file(file) | more, file)
+    kind = "torch" if {"recipe", "lora"} & options.keys() else "none"
+    command = [sys.executable, "-c", MEMORY, str(tmp_path), json.dumps(options), kind]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert int(done.stdout) < 32
+    assert int(done.stdout) < most
+
+
+def bf16_of(pair):
+    """A VLM that transformers loads, of which `pair` is a copy with one tensor more."""
+    edited = pair.vlm.with_name("plain")
+    shutil.copytree(pair.vlm, edited)
+    edit(edited, lambda t: {name: value for name, value in t.items() if ".big." not in name})
+    return edited
 
 
 def test_a_kernel_that_copies_nothing(bf16_pair, tmp_path, monkeypatch):
