@@ -193,9 +193,9 @@ def _prompts(folder: Path, model: Any) -> dict[str, dict[str, Any]]:
         return prompts
     try:
         prompts["picture"] = _picture_prompt(folder)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:  # templates and processors raise what they like: jinja2's errors too
         log.warning(
-            "no picture prompt is compared: the processor in %s does not load: %s",
+            "no picture prompt is compared: the processor in %s makes none: %s",
             folder, first_line(error),
         )  # fmt: skip
     return prompts

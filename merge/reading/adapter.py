@@ -51,6 +51,11 @@ class LowRank:
         return self.a.shape[0]
 
     @property
+    def factors(self) -> tuple[StoredTensor, ...]:
+        """All that is stored of it."""
+        return (self.a, self.b) if self.magnitude is None else (self.a, self.b, self.magnitude)
+
+    @property
     def shape(self) -> list[int]:
         """[out, in] of the weight it is added to."""
         return [self.b.shape[0], self.a.shape[1]]

@@ -95,12 +95,15 @@ def make_point(
     """
     text = [found for group, found in means.items() if group not in captions]
     seen = [found for group, found in means.items() if group in captions]
+    text_nll, caption_nll = _mean(text, "nll"), _mean(seen, "nll")
+    if text_nll is None or caption_nll is None:
+        raise CheckpointError(f"{name}: no loss was measured of text, or of captions")
     return Point(
         name=name,
         alpha=alpha,
-        text_nll=_mean(text, "nll") or 0.0,
+        text_nll=text_nll,
         text_exact_match=_mean(text, "exact_match"),
-        caption_nll=_mean(seen, "nll") or 0.0,
+        caption_nll=caption_nll,
         picture_gap=_mean(seen, "picture_gap") or 0.0,
         caption_exact_match=_mean(seen, "exact_match"),
         caption_chrf=_mean(seen, "chrf"),

@@ -195,6 +195,10 @@ class Computer:
                     continue
                 self._refuse(role, tensor)
                 return
+            for tensor in plan.low_rank.factors if plan.low_rank is not None else ():
+                if not is_finite(reader.raw(tensor, 0, tensor.num_elements), tensor.dtype):
+                    self._refuse("lora", tensor)
+                    return
         finally:
             reader.close()
         name, dtype = plan.vlm.name, piece.tensor.dtype
