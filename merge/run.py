@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def merge(config: MergeConfig) -> None:
             verify_logits=config.verify_logits,
             num_threads=config.num_threads,
             progress=bar.show,
-            command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+            command=typed(sys.argv),
         )
     _tell(report, config.out)
 
@@ -62,6 +63,13 @@ def verify(config: VerifyMergeConfig) -> None:
     for key, value in found.items():
         log.info("%-36s %s", key, f"{value:,}" if type(value) is int else value)
     log.info("%s is what its merge_report.json says", config.folder)
+
+
+def typed(arguments: Sequence[str]) -> list[str]:
+    """The command line as it can be typed again: `python -m` shows the file it has run."""
+    program = Path(arguments[0]).name
+    start = ["python", "-m", "merge"] if program == "__main__.py" else [program]
+    return [*start, *arguments[1:]]
 
 
 def recipe_arguments(config: MethodConfig) -> dict[str, Any]:

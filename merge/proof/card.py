@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from merge.writing.staging import REPORT_FILE
+from train.saving.disk import write_text
 
 
 def write_card(folder: Path, report: Mapping[str, Any]) -> None:
@@ -15,7 +16,7 @@ def write_card(folder: Path, report: Mapping[str, Any]) -> None:
         folder: of the merged model.
         report: what `merge_report.json` holds.
     """
-    (folder / "README.md").write_text(model_card(report), encoding="utf-8")
+    write_text(folder / "README.md", model_card(report))
 
 
 def model_card(report: Mapping[str, Any]) -> str:

@@ -147,10 +147,15 @@ def read_report(folder: Path) -> dict[str, Any]:
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(report, dict):
+        raise CheckpointError(f"{path} holds a {type(report).__name__}, not an object")
     if report.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} has format {report.get('format')}, this version reads {FORMAT}; merge again"
         )
+    lacking = [key for key in ("inputs", "recipe", "dtype") if key not in report]
+    if lacking:
+        raise CheckpointError(f"{path} is cut or was changed: it has no {', '.join(lacking)}")
     return report
 
 

@@ -3,6 +3,7 @@
 The output is written into a hidden sibling folder, forced to disk, and renamed at the end.
 """
 
+import glob
 import json
 import logging
 import os
@@ -152,7 +153,7 @@ def check_out(out: Path) -> None:
 
 def _check_space(out: Path, num_bytes: int) -> None:
     """Raises ConfigError when the disk of `out` cannot hold the output."""
-    leftovers = sorted(str(path) for path in out.parent.glob(f".{out.name}.partial-*"))
+    leftovers = sorted(str(path) for path in out.parent.glob(f".{glob.escape(out.name)}.partial-*"))
     hint = f"; left over from killed merges, or still running: {leftovers}" if leftovers else ""
     if leftovers:
         logger.warning("out=%s%s", out, hint)

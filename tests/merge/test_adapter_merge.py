@@ -229,6 +229,58 @@ def test_factors_that_do_not_belong_together(bf16_pair, tmp_path):
         merge(bf16_pair, tmp_path / "out", lora=adapter)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn])
+def test_factors_of_a_dtype_that_is_not_read(dtype, bf16_pair, tmp_path):
+    """Bytes of float8 would pass as bfloat16's, and be verified by the same reading."""
+    adapter = save_adapter(bf16_pair.vlm, tmp_path / "adapter")
+    file = adapter / "adapter_model.safetensors"
+    save_file({name: value.to(dtype) for name, value in load_file(file).items()}, file)
+    with pytest.raises(CheckpointError, match=r"lora_A of .* is F(64|8_E4M3); known are BF16"):
+        merge(bf16_pair, tmp_path / "out", lora=adapter)
+
+
+def test_magnitudes_that_do_not_fit(bf16_pair, tmp_path):
+    adapter = save_adapter(bf16_pair.vlm, tmp_path / "adapter", use_dora=True)
+    file = adapter / "adapter_model.safetensors"
+    values = load_file(file)
+    name = next(name for name in values if "magnitude" in name)
+    save_file(values | {name: values[name][:3].clone()}, file)
+    with pytest.raises(CheckpointError, match=r"lora_magnitude_vector \[3\]; wanted is one"):
+        merge(bf16_pair, tmp_path / "out", lora=adapter)
+    save_file({k: v for k, v in values.items() if k != name}, file)
+    with pytest.raises(CheckpointError, match=r"has no lora_magnitude_vector, but .*=True"):
+        merge(bf16_pair, tmp_path / "out", lora=adapter)
+    save_file(values, file)
+    change_config(adapter, use_dora=False)
+    with pytest.raises(CheckpointError, match=r"has a lora_magnitude_vector, but .*=False"):
+        merge(bf16_pair, tmp_path / "out", lora=adapter)
+    change_config(adapter, use_dora=True, lora_alpha=None)
+    with pytest.raises(CheckpointError, match="has no lora_alpha"):
+        merge(bf16_pair, tmp_path / "out", lora=adapter)
+
+
+def test_a_change_of_a_tied_head_is_not_lost(copy_pair, tmp_path):
+    """Where the file holds the head beside its embedding there is a place for it, and no row."""
+    head = "language_model.lm_head.weight"
+    edit(copy_pair.vlm, lambda tensors: tensors | {head: tensors[EMBEDDING].clone()})
+    adapter = save_adapter(copy_pair.vlm, tmp_path / "adapter")
+    file = adapter / "adapter_model.safetensors"
+    values, prefix = load_file(file), "base_model.model."
+    factors = {"lora_A": torch.ones(4, 32), "lora_B": torch.ones(64, 4)}
+    changes = {f"{prefix}lm_head.{kind}.weight": value for kind, value in factors.items()}
+    whole = load(copy_pair.vlm)[EMBEDDING].float() + 1
+    trained = {f"{prefix}lm_head.weight": whole}
+    for more in (changes, trained):
+        save_file(values | more, file)
+        with pytest.raises(CheckpointError, match=r"changes lm_head.weight, which the vlm ties"):
+            merge(copy_pair, tmp_path / "out", lora=adapter)
+    both = trained | {f"{prefix}model.language_model.embed_tokens.weight": whole.clone()}
+    save_file(values | both, file)
+    merge(copy_pair, tmp_path / "out", lora=adapter)
+    out = load(tmp_path / "out")
+    assert same_bits(out[head], out[EMBEDDING])
+
+
 def test_missing_and_pickled_adapters(bf16_pair, tmp_path):
     with pytest.raises(CheckpointError, match=r"has no adapter_config.json; give a PEFT adapter"):
         merge(bf16_pair, tmp_path / "out", lora=tmp_path)

@@ -27,6 +27,7 @@ from transformers import AutoModelForImageTextToText
 from configs.errors import CheckpointError, ConfigError
 from merge.api import merge_checkpoints, verify_folder
 from merge.matching.plan import plan_merge
+from merge.recipe import segments
 from merge.recipe.apply import merge_whole
 from merge.recipe.recipe import make_recipe
 from merge.writing import copies, writer
@@ -259,6 +260,22 @@ def test_nan_and_inf_are_merged_where_they_are_allowed(alpha, copy_pair, tmp_pat
             0.4: value != value}[alpha]  # fmt: skip
 
 
+def test_slerp_keeps_a_nan_in_its_place(copy_pair, tmp_path, monkeypatch):
+    """The angle of a tensor that holds one is NaN: the whole tensor would be."""
+    monkeypatch.setattr(segments, "CHUNK_ELEMENTS", 128)
+
+    def poison(tensors: Tensors) -> Tensors:
+        tensors[UP].view(-1)[1000] = float("nan")
+        return tensors
+
+    edit(copy_pair.text, poison)
+    recipe = {"method": "slerp"}
+    with pytest.raises(CheckpointError, match=rf"text: {UP} in .* holds NaN or Inf"):
+        merge(copy_pair, tmp_path / "out", recipe=recipe)
+    merge(copy_pair, tmp_path / "out", recipe=recipe, allow_nonfinite=True)
+    assert int(load(tmp_path / "out")[f"language_model.{UP}"].isnan().sum()) == 1
+
+
 # ------------------------------------------------------------------------------- writing
 
 
@@ -271,11 +288,17 @@ def test_threads_and_plain_copies_give_the_same_bytes(alpha, tmp_path, monkeypat
     def not_there(*_: object) -> int:
         raise OSError(errno.EXDEV, "cross-device")
 
+    def nothing(*_: object) -> int:  # some file systems say so where they cannot
+        return 0
+
+    monkeypatch.setattr(os, "copy_file_range", nothing)
+    merge(sharded, tmp_path / "three", alpha)
     monkeypatch.setattr(os, "copy_file_range", not_there)
     monkeypatch.setattr(copies, "PLAIN_STEP_BYTES", 99)
     merge(sharded, tmp_path / "two", alpha, num_threads=7)
     for path in (tmp_path / "one").glob("model*"):
-        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+        for other in ("two", "three"):
+            assert path.read_bytes() == (tmp_path / other / path.name).read_bytes(), path.name
 
 
 def test_inputs_on_read_only_media(copy_pair, tmp_path):

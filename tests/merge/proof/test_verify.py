@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from configs.errors import CheckpointError
 from merge.api import merge_checkpoints, verify_folder
 from merge.proof.logits import check_loads
+from merge.run import typed
 
 UP = "language_model.model.layers.0.mlp.up_proj.weight"
 NORM = "language_model.model.norm.weight"
@@ -105,6 +106,17 @@ def test_a_folder_that_no_merge_has_written(copy_pair):
     (copy_pair.vlm / "merge_report.json").write_text('{"format": 1}')
     with pytest.raises(CheckpointError, match=r"has format 1, this version reads 2; merge again"):
         verify_folder(copy_pair.vlm)
+    (copy_pair.vlm / "merge_report.json").write_text('{"format": 2, "dtype": "same"}')
+    with pytest.raises(CheckpointError, match=r"is cut or was changed: it has no inputs, recipe"):
+        verify_folder(copy_pair.vlm)
+    (copy_pair.vlm / "merge_report.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"holds a list, not an object"):
+        verify_folder(copy_pair.vlm)
+
+
+def test_the_command_can_be_typed_again():
+    assert typed(["/a/merge/__main__.py", "alpha=0"]) == ["python", "-m", "merge", "alpha=0"]
+    assert typed(["/bin/visiongraft", "merge", "alpha=0"]) == ["visiongraft", "merge", "alpha=0"]
 
 
 def test_too_little_memory_for_logits(merged, monkeypatch, caplog):
