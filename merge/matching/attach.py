@@ -120,12 +120,12 @@ def _with_adapter(
         return plan
     if change is not None and trained is not None:
         raise CheckpointError(f"adapter: {plan.name} is there whole and as a low-rank change")
-    given = trained if trained is not None else plan.vlm
-    if given.dtype not in MERGED_DTYPES:
-        raise CheckpointError(
-            f"{given.file}: {given.name} is {given.dtype}; an adapter goes onto "
-            f"{', '.join(MERGED_DTYPES)}"
-        )
+    for given in (plan.vlm, trained):
+        if given is not None and given.dtype not in MERGED_DTYPES:
+            raise CheckpointError(
+                f"{given.file}: {given.name} is {given.dtype}; an adapter goes onto "
+                f"{', '.join(MERGED_DTYPES)}"
+            )
     is_decoder = plan.text is not None
     kind = plan.tensor_class if is_decoder else TensorClass.ADAPTED
     return replace(plan, tensor_class=kind, low_rank=change, trained=trained)
