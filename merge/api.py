@@ -145,11 +145,17 @@ def verify_folder(
     Returns:
         What was compared.
 
-    Raises CheckpointError where anything differs, or an input is not the one that was merged.
+    Raises CheckpointError where anything differs, or an input is not the one that was merged;
+    ConfigError for an input that was not merged at all.
     """
     folder = Path(folder).resolve()
     report = read_report(folder)
     at = {role: item["folder"] for role, item in report["inputs"].items()}
+    unknown = [role for role, path in moved.items() if path is not None and role not in at]
+    if unknown:
+        raise ConfigError(
+            f"{', '.join(unknown)}: {folder} was merged without; it was made of {', '.join(at)}"
+        )
     at |= {role: path for role, path in moved.items() if path is not None}
     folders = resolve(at["vlm"], at["text"], at.get("base"), at.get("lora"))
     # Whether they are relatives was decided when they were merged.

@@ -9,8 +9,10 @@ from merge.matching.tensor_table import (
     EMBEDDING,
     LM_HEAD,
     MERGED_DTYPES,
+    RowRanges,
     TensorClass,
     TensorPlan,
+    row_ranges,
 )
 from merge.reading.adapter import Adapter, LowRank
 from merge.reading.checkpoint import Checkpoint, StoredTensor, same_bytes
@@ -36,7 +38,15 @@ def attach_base(table: Sequence[TensorPlan], text_table: Sequence[TensorPlan]) -
             f"base: {len(wrong)} tensors have another shape than the text LM's: "
             f"{list_first(wrong)}; the base is what both models were trained from"
         )
-    return [replace(plan, base=other.text) for plan, other in zip(table, text_table, strict=True)]
+    return [
+        replace(plan, base=other.text, vlm_rows=_join(plan.vlm_rows, other.vlm_rows))
+        for plan, other in zip(table, text_table, strict=True)
+    ]
+
+
+def _join(one: RowRanges, two: RowRanges) -> RowRanges:
+    """Rows of either: where a token is another one in the third model, no task vector is right."""
+    return row_ranges({row for pair in (*one, *two) for row in range(*pair)})
 
 
 def attach_adapter(
@@ -120,12 +130,12 @@ def _with_adapter(
         return plan
     if change is not None and trained is not None:
         raise CheckpointError(f"adapter: {plan.name} is there whole and as a low-rank change")
-    given = trained if trained is not None else plan.vlm
-    if given.dtype not in MERGED_DTYPES:
-        raise CheckpointError(
-            f"{given.file}: {given.name} is {given.dtype}; an adapter goes onto "
-            f"{', '.join(MERGED_DTYPES)}"
-        )
+    for given in (plan.vlm, trained):
+        if given is not None and given.dtype not in MERGED_DTYPES:
+            raise CheckpointError(
+                f"{given.file}: {given.name} is {given.dtype}; an adapter goes onto "
+                f"{', '.join(MERGED_DTYPES)}"
+            )
     is_decoder = plan.text is not None
     kind = plan.tensor_class if is_decoder else TensorClass.ADAPTED
     return replace(plan, tensor_class=kind, low_rank=change, trained=trained)

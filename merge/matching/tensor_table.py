@@ -27,6 +27,8 @@ EMBEDDING = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 VOCABULARY_TENSORS = (EMBEDDING, LM_HEAD)
 MERGED_DTYPES = ("BF16", "F16", "F32")
+RowRanges = tuple[tuple[int, int], ...]
+"""Half-open, sorted and disjoint."""
 # Tables of old files (rope angles, numbers of patches), which each model works out anew.
 BUFFER = re.compile(r"(.*\.)?(inv_freq|position_ids)")
 
@@ -58,7 +60,7 @@ class TensorPlan:
     """Also gives the output's name, file, dtype, shape and place."""
     text: StoredTensor | None
     """None when copied."""
-    vlm_rows: tuple[tuple[int, int], ...] = ()
+    vlm_rows: RowRanges = ()
     """Half-open row ranges, sorted and disjoint, that come from the VLM whatever alpha is."""
     dropped_text_rows: tuple[int, int] | None = None
     """Half-open range of the text LM's rows that the VLM has no place for: padding."""
@@ -159,7 +161,7 @@ def _plan_tensor(
     rows = tokens.of_vlm if place.name == EMBEDDING or tied else tokens.own
     rows = {row for row in rows if 0 <= row < num_rows} | set(range(num_text_rows, num_rows))
     dropped = (num_rows, num_text_rows) if num_text_rows > num_rows else None
-    return TensorPlan("decoder", place.name, tensor_class, tensor, text, _row_ranges(rows), dropped)
+    return TensorPlan("decoder", place.name, tensor_class, tensor, text, row_ranges(rows), dropped)
 
 
 def _check_role(
@@ -289,7 +291,7 @@ def _check_image_token(vlm: Checkpoint, embedding: StoredTensor) -> None:
         )
 
 
-def _row_ranges(rows: set[int]) -> tuple[tuple[int, int], ...]:
+def row_ranges(rows: set[int]) -> RowRanges:
     """Sorted half-open ranges that cover exactly these rows."""
     ranges: list[tuple[int, int]] = []
     for row in sorted(rows):

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from merge.writing.staging import REPORT_FILE
-from train.saving.disk import write_text
+from merge.writing.staging import REPORT_FILE, flush_to_disk
 
 
 def write_card(folder: Path, report: Mapping[str, Any]) -> None:
@@ -16,7 +15,9 @@ def write_card(folder: Path, report: Mapping[str, Any]) -> None:
         folder: of the merged model.
         report: what `merge_report.json` holds.
     """
-    write_text(folder / "README.md", model_card(report))
+    with (folder / "README.md").open("w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(model_card(report))
+        flush_to_disk(file)
 
 
 def model_card(report: Mapping[str, Any]) -> str:

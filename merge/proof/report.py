@@ -131,9 +131,18 @@ def find_versions() -> dict[str, str | None]:
 def write_report(folder: Path, report: dict[str, Any]) -> None:
     """Writes the report into `folder` and forces it to disk."""
     with (folder / REPORT_FILE).open("w", encoding="utf-8") as file:
-        json.dump(report, file, indent=2, ensure_ascii=False)
+        json.dump(report, file, indent=2, ensure_ascii=not _is_utf8(report))
         file.write("\n")
         flush_to_disk(file)
+
+
+def _is_utf8(report: Mapping[str, Any]) -> bool:
+    """Whether all text in it can be written; names of folders may hold any bytes."""
+    try:
+        json.dumps(report, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_report(folder: Path) -> dict[str, Any]:

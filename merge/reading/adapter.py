@@ -147,7 +147,7 @@ def _low_rank(
     if a is None or b is None:
         lacking = "lora_A" if a is None else "lora_B"
         raise CheckpointError(f"lora={folder}: {module} has no {lacking}")
-    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
         raise CheckpointError(
             f"lora={folder}: {module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}; "
             "wanted are [r, in] and [out, r] of a linear layer"

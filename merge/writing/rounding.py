@@ -36,8 +36,8 @@ class Rounding:
         return Rounding(*(one + two for one, two in pairs))
 
     def describe(self) -> dict[str, Any]:
-        """Ratios for the report; None where no change was meant."""
-        changed = self.intended > 0
+        """Ratios for the report; None where no change was meant, or one that is not finite."""
+        changed = 0 < self.intended < float("inf")  # not where NaN or Inf is allowed, and there
         return {
             "num_sampled": self.num_elements,
             "unchanged_ratio": self.num_unchanged / self.num_elements if changed else None,

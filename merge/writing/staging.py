@@ -85,7 +85,7 @@ def write_index(vlm: Checkpoint, files: Sequence[OutputFile], target: Path) -> N
     if vlm.index is None:
         return
     content = json.loads(vlm.index.read_text(encoding="utf-8"))
-    metadata = content.setdefault("metadata", {})
+    metadata = content["metadata"] = content.get("metadata") or {}
     size = sum(tensor.num_bytes for file in files for tensor in file.tensors)
     if metadata.get("total_size") == size:
         _copy_file(vlm.index, target / vlm.index.name)

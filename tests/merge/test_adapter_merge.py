@@ -317,3 +317,20 @@ def test_what_a_training_leaves_behind(given, pipeline, tmp_path):
     kinds = {entry["part"]: entry["class"] for entry in report["tensors"] if entry["lora"]}
     assert kinds == {"decoder": "merged", "projector": "adapted"}
     assert "picture" in report["verified"]["logits_compared"]
+
+
+def test_factors_of_rank_0_and_weights_in_float64(bf16_pair, copy_pair, tmp_path):
+    adapter = save_adapter(bf16_pair.vlm, tmp_path / "adapter", modules_to_save=PROJECTOR)
+
+    def widen(tensors):
+        return {k: v.double() if "projector" in k else v for k, v in tensors.items()}
+
+    edit(copy_pair.vlm, widen)
+    with pytest.raises(CheckpointError, match=r"multi_modal_projector\S* is F64; an adapter goes"):
+        merge(copy_pair, tmp_path / "out", lora=adapter)
+    file = adapter / "adapter_model.safetensors"
+    none = {k: v[:0] if "lora_A" in k else v[:, :0] for k, v in load_file(file).items()
+            if "lora_" in k}  # fmt: skip
+    save_file({k: v.contiguous() for k, v in none.items()}, file)
+    with pytest.raises(CheckpointError, match=r"has lora_A \[0, 48\] and lora_B"):
+        merge(bf16_pair, tmp_path / "out", lora=adapter)

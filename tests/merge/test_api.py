@@ -1,6 +1,8 @@
 """merge_checkpoints: the algebra, bit for bit, on real classes in every layout."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -241,3 +243,41 @@ def test_the_card_is_that_of_the_merge(bf16_pair, tmp_path):
     assert "at alpha 0.4" in card
     assert "0.113" not in card
     (bf16_pair.vlm / "README.md").unlink()
+
+
+def test_names_that_are_no_utf8(bf16_pair, tmp_path):
+    """Nothing is lost at the end of a long merge for the name of a folder."""
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(bf16_pair.vlm, odd)
+    merge_checkpoints(vlm=odd, text=bf16_pair.text, out=tmp_path / "out", verify=False)
+    report = json.loads((tmp_path / "out" / "merge_report.json").read_text(encoding="utf-8"))
+    assert report["inputs"]["vlm"]["folder"] == str(odd)
+    assert b"caf\xe9" in (tmp_path / "out" / "README.md").read_bytes()
+
+
+def test_rounding_of_what_is_not_finite_is_still_json(copy_pair, tmp_path):
+    def damage(tensors):
+        tensors["language_model.model.layers.1.mlp.up_proj.weight"][0, 0] = torch.inf
+        return tensors
+
+    edit(copy_pair.vlm, damage)
+    report = merge_checkpoints(
+        vlm=copy_pair.vlm,
+        text=copy_pair.text,
+        out=tmp_path / "out",
+        allow_nonfinite=True,
+        verify_logits=False,
+    )
+    assert report["rounding"]["all"]["kept_ratio"] is None
+    assert report["rounding"]["layer 0"]["kept_ratio"] > 0
+    json.dumps(report, allow_nan=False)
+
+
+def test_an_index_without_metadata(bf16_pair, tmp_path):
+    model = AutoModelForImageTextToText.from_pretrained(bf16_pair.vlm)
+    model.save_pretrained(tmp_path / "vlm", max_shard_size="40KB")
+    index = tmp_path / "vlm" / "model.safetensors.index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"metadata": None}))
+    merge_checkpoints(vlm=tmp_path / "vlm", text=bf16_pair.text, out=tmp_path / "out", verify=False)
+    written = json.loads((tmp_path / "out" / index.name).read_text())
+    assert written["metadata"]["total_size"] > 0

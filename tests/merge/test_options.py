@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -341,3 +342,22 @@ def test_an_input_that_shrinks_while_it_is_read(copy_pair, tmp_path):
     with pytest.raises(CheckpointError, match=r"ended (early|inside)"):
         merge(copy_pair, tmp_path / "out", progress=progress, num_threads=1)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_other_tokens_in_the_base_stay_the_vlms(copy_pair, tmp_path):
+    """What the message of the refusal says that force=true does."""
+    base = tmp_path / "base"
+    shutil.copytree(copy_pair.text, base)
+    for folder, shift in ((copy_pair.vlm, 0), (copy_pair.text, 0), (base, 7)):
+        words = {f"w{(row + shift) % 64}": row for row in range(64)}
+        content = {"added_tokens": [], "model": {"vocab": words}}
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+    options = dict(vlm=copy_pair.vlm, text=copy_pair.text, base=base, alpha=0.5,
+                   recipe={"method": "task_arithmetic"}, verify_logits=False)  # fmt: skip
+    with pytest.raises(CheckpointError, match="force=true to keep all these rows from the vlm"):
+        merge_checkpoints(out=tmp_path / "refused", **options)
+    report = merge_checkpoints(out=tmp_path / "out", force=True, **options)
+    name = "language_model.model.embed_tokens.weight"
+    rows = {entry["name"]: entry["vlm_rows"] for entry in report["tensors"]}
+    assert rows[name] == [[0, 64]]
+    assert same_bits(load(tmp_path / "out")[name], load(copy_pair.vlm)[name])

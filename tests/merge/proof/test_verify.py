@@ -12,7 +12,7 @@ import torch
 from merge_pico import Pair, edit, edit_config, load
 from safetensors.torch import load_file, save_file
 
-from configs.errors import CheckpointError
+from configs.errors import CheckpointError, ConfigError
 from merge.api import merge_checkpoints, verify_folder
 from merge.proof.logits import check_loads
 from merge.run import typed
@@ -143,3 +143,8 @@ def test_the_command(merged):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "error: verification failed: 1 of 88 tensors" in done.stderr
     assert "--verify takes a merged folder" in command("--verify").stderr
+
+
+def test_an_input_that_was_not_merged(merged, copy_pair):
+    with pytest.raises(ConfigError, match=r"lora: .* was merged without; it was made of vlm, text"):
+        verify_folder(merged, lora=copy_pair.vlm)
