@@ -19,6 +19,9 @@ FLAG = "--verify"
 
 def main() -> None:
     """Run with the command line's overrides."""
+    if FLAG in sys.argv and {"--help", "-h"} & set(sys.argv):
+        sys.argv[1:] = ["--help"]
+        run_command("verify_merge", "merge.run:verify")
     arguments = with_key(sys.argv[1:], FLAG, "folder", "a merged folder")
     if arguments != sys.argv[1:]:
         sys.argv[1:] = arguments

@@ -11,16 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.errors import ConfigError
+from configs.errors import CheckpointError, ConfigError
 from merge.matching.plan import MergePlan, measure_relatives, plan_merge
 from merge.proof.card import write_card
 from merge.proof.report import (
     FORMAT,
+    check_companions,
     check_inputs,
     describe_changes,
     describe_inputs,
     describe_parts,
     describe_tensors,
+    digest,
     find_versions,
     layer_names,
     read_report,
@@ -125,6 +127,7 @@ def merge_checkpoints(
         report = _report(folders, ready, arguments, counted) | companions
         report["command"] = list(command or _command(folders, target, arguments, dtype))
         if verify:
+            log.info("verifying what was written")
             report["verified"] = verify_written(staged, ready, logits=verify_logits)
         report["seconds"] = round(time.perf_counter() - started, 3)
         write_report(staged, report)
@@ -157,10 +160,16 @@ def verify_folder(
             f"{', '.join(unknown)}: {folder} was merged without; it was made of {', '.join(at)}"
         )
     at |= {role: path for role, path in moved.items() if path is not None}
+    for role, path in at.items():
+        if not Path(path).exists():
+            raise CheckpointError(
+                f"{role}={path} is not there any more; say where it is now: --verify DIR {role}=..."
+            )
     folders = resolve(at["vlm"], at["text"], at.get("base"), at.get("lora"))
     # Whether they are relatives was decided when they were merged.
     ready = prepare(folders, report["recipe"], dtype=report["dtype"], force=True)
     check_inputs(ready.plan, report)
+    check_companions(folder, report)
     return verify_written(folder, ready, logits=logits, whole=True)
 
 
@@ -188,6 +197,8 @@ def check_folders(folders: Folders, out: Path) -> None:
     for key, folder in vars(folders).items():
         if out == folder:
             raise ConfigError(f"out and {key} are the same folder, {out}; inputs are never changed")
+        if folder is not None and out.is_relative_to(folder):
+            raise ConfigError(f"out={out} lies inside {key}={folder}; inputs are never changed")
     check_out(out)
 
 
@@ -238,7 +249,10 @@ def _write_companions(staged: Path, ready: Prepared) -> dict[str, Any]:
     write_index(vlm, ready.files, staged)
     if ready.dtype != "same":
         set_config_dtype(staged, ready.dtype)
-    return {"files_copied": copied, "files_left_out": left_out}
+    return {
+        "files_copied": {name: digest(staged / name) for name in copied},
+        "files_left_out": left_out,
+    }
 
 
 def _report(

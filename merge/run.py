@@ -69,7 +69,7 @@ def typed(arguments: Sequence[str]) -> list[str]:
     """The command line as it can be typed again: `python -m` shows the file it has run."""
     program = Path(arguments[0]).name
     start = ["python", "-m", "merge"] if program == "__main__.py" else [program]
-    return [*start, *arguments[1:]]
+    return [*" ".join(start).split(" "), *(item.removeprefix("++") for item in arguments[1:])]
 
 
 def recipe_arguments(config: MethodConfig) -> dict[str, Any]:
@@ -136,6 +136,9 @@ def _tell_plan(ready: Prepared) -> None:
         more = f" and {len(rows) - 8} more ranges" if len(rows) > 8 else ""
         log.info("rows of %s that stay the VLM's: %s%s", name, told, more)
     log.info("%s at alpha %s", ready.recipe.method.formula, ready.recipe.alpha)
+    distances = list(ready.plan.relatives["weight_distances"].values())
+    if distances:
+        log.info("relative weight distance by layer: %.3f to %.3f", min(distances), max(distances))
     log.info("%s bytes in %d files", f"{ready.num_bytes:,}", len(ready.files))
     log.info("dry_run=true: nothing was written")
 
@@ -144,14 +147,23 @@ def _tell(report: dict[str, Any], out: str) -> None:
     """What came of it, in a few lines."""
     changes, rounding = report["changes"], report["rounding"].get("all", {})
     log.info(
-        "merged at alpha %s into %s in %.1f s; %.1f%% of the decoder is not the text LM's",
-        report["alpha"], out, report["seconds"], 100 * changes["changed_ratio"],
+        "merged by %s at alpha %s into %s in %.1f s; %.1f%% of the decoder is not the text LM's",
+        report["method"]["name"], report["alpha"], out, report["seconds"],
+        100 * changes["changed_ratio"],
     )  # fmt: skip
+    if changes["num_changed_elements"] == 0 and report["alpha"] != "0":
+        log.warning("the vlm's decoder is the text LM's: was another vlm, or lora=, meant?")
     kept, unchanged = rounding.get("kept_ratio"), rounding.get("unchanged_ratio")
-    if kept is not None and unchanged is not None:
+    if kept is not None and unchanged is not None and unchanged >= 0.001:
         log.info(
             "rounding to the stored dtype kept %.1f%% of the intended change, and left %.1f%% of "
             "the values where they were (dtype=float32 keeps all)", 100 * kept, 100 * unchanged,
         )  # fmt: skip
-    if report["verified"]:
-        log.info("verified: %s", ", ".join(f"{k} {v}" for k, v in report["verified"].items()))
+    found = report["verified"]
+    if found:
+        log.info(
+            "verified: %s tensors, %s values copied and %s computed again (--verify: all of them); "
+            "logits once loaded: %s",
+            found["num_tensors"], f"{found['num_elements_copied']:,}",
+            f"{found['num_elements_recomputed']:,}", found.get("logits_compared", "not compared"),
+        )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from configs.errors import CheckpointError
@@ -82,6 +83,21 @@ def attach_adapter(
             "vlm the model that the adapter was trained on"
         )
     return [_with_adapter(plan, low_rank, whole) for plan in table]
+
+
+def check_adapter_base(vlm: Checkpoint, adapter: Adapter) -> None:
+    """Raises CheckpointError where the adapter says that it was trained on another model.
+
+    On a model of the same shape it fits, and makes nonsense of it.
+    """
+    named = adapter.config.get("base_model_name_or_path")
+    if not isinstance(named, str) or not Path(named).is_dir():
+        return  # a hub id, or a folder of another machine: nothing to compare with
+    if Path(named).resolve() != vlm.folder.resolve():
+        raise CheckpointError(
+            f"lora={adapter.folder} was trained on {named}, and vlm={vlm.folder} is another "
+            f"folder. Give vlm={named}, or set force=true if the two are copies"
+        )
 
 
 def _check_tied_head(

@@ -18,6 +18,8 @@ from train.model.parts import list_first
 
 # Independent weights of equal norm lie at sqrt(2); a fine-tuned decoder well below 1 of its start.
 MAX_DISTANCE = 1.0
+# Full fine-tuning moves a decoder by some per cent; beyond this it is worth a question.
+FAR_DISTANCE = 0.5
 # Read of both files together: the look is not to be felt beside a merge, which reads gigabytes.
 MAX_BYTES = 16 << 20
 NUM_MATRICES = 2  # the largest of a layer
@@ -50,25 +52,33 @@ def measure_distances(table: list[TensorPlan]) -> dict[str, float]:
         }
 
 
-def check_distances(distances: dict[str, float], *, force: bool = False) -> list[str]:
+def check_distances(
+    distances: dict[str, float], *, force: bool = False, what: str = "vlm's decoder"
+) -> list[str]:
     """Raises CheckpointError when the two decoders look unrelated; returns warnings.
 
     The median decides: a merge of relatives one of whose layers was made anew is still one, and
     worth a warning. With `force` strangers are one too.
     """
     far = {layer: value for layer, value in distances.items() if not value <= MAX_DISTANCE}
+    middle = median(distances.values()) if distances else 0.0
     if not far:
-        return []
+        told = (
+            f"relative weight distance {middle:.2f} (median over {len(distances)} decoder layers): "
+            "far for a fine-tuned decoder, which moves by some per cent. Is this the text LM that "
+            "the VLM was built from, and not another stage of it?"
+        )
+        return [told] if middle > FAR_DISTANCE else []
     told = (
         f"relative weight distance above {MAX_DISTANCE} in {len(far)} of {len(distances)} decoder "
         f"layers ({list_first([f'{layer} {value:.2f}' for layer, value in far.items()])}; median "
-        f"{median(distances.values()):.2f}); relatives are well below 1, strangers at about 1.4. "
+        f"{middle:.2f}); relatives are well below 1, strangers at about 1.4. "
     )
-    if median(distances.values()) <= MAX_DISTANCE:
+    if middle <= MAX_DISTANCE:
         return [told + "Were these layers of the vlm made anew, or is a file damaged?"]
     message = (
-        f"the vlm's decoder was not trained from this text LM: {told}Give the text LM that the VLM "
-        "was built from, or set force=true"
+        f"the {what} and this text LM are no relatives: {told}Give the text LM that the VLM was "
+        "built from, or set force=true"
     )
     if force:
         return [message]

@@ -5,12 +5,12 @@ Everything but the weight distance is checked before numpy is imported.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from configs.errors import CheckpointError
-from merge.matching.attach import attach_adapter, attach_base
+from merge.matching.attach import attach_adapter, attach_base, check_adapter_base
 from merge.matching.relatives import Difference, decoder_config, find_differences
 from merge.matching.tensor_table import (
     TensorPlan,
@@ -69,6 +69,8 @@ def plan_merge(
         table = attach_base(table, base_table)
     if lora is not None:
         adapter = read_adapter(lora)
+        if not force:
+            check_adapter_base(vlm_checkpoint, adapter)
         table = attach_adapter(table, vlm_checkpoint, adapter)
     plan = MergePlan(vlm_checkpoint, text_checkpoint, table, relatives, base_checkpoint, adapter)
     if measure:
@@ -80,6 +82,12 @@ def measure_relatives(plan: MergePlan) -> None:
     """Adds the weight distances to `plan.relatives`; raises CheckpointError for strangers."""
     from merge.matching.distance import check_distances, measure_distances  # imports numpy
 
+    if plan.base is not None:
+        against_base = [
+            replace(item, vlm=item.text) for item in plan.table if item.text is not None
+        ]
+        with_base = [replace(item, text=item.base) for item in against_base]
+        check_distances(measure_distances(with_base), force=plan.relatives["force"], what="base")
     distances = measure_distances(plan.table)
     warnings = check_distances(distances, force=plan.relatives["force"])
     for warning in warnings:

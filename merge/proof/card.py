@@ -7,6 +7,8 @@ from typing import Any
 
 from merge.writing.staging import REPORT_FILE, flush_to_disk
 
+ALIKE = ("export", "adapter", "checkpoints")
+
 
 def write_card(folder: Path, report: Mapping[str, Any]) -> None:
     """Writes the model card into `folder`; it tells not what the inputs' cards claim.
@@ -23,7 +25,7 @@ def write_card(folder: Path, report: Mapping[str, Any]) -> None:
 def model_card(report: Mapping[str, Any]) -> str:
     """The text of the card."""
     inputs, recipe = report["inputs"], report["recipe"]
-    names = {role: Path(item["folder"]).name for role, item in inputs.items()}
+    names = {role: _name(Path(item["folder"])) for role, item in inputs.items()}
     rows = [
         f"| {role} | {names[role]} | {item.get('model_type', '')} | `{name}` | "
         f"`{file['fingerprint'][:16]}` |"
@@ -44,6 +46,15 @@ for in `{REPORT_FILE}`.
 
 ```
 {_command(report["command"])}
+visiongraft merge --verify DIR    # every element again, from the inputs
+```
+
+{_proof(report)}
+
+```python
+from transformers import pipeline
+
+ask = pipeline("image-text-to-text", model="DIR")
 ```
 
 | role | folder | model type | file | fingerprint |
@@ -53,6 +64,28 @@ for in `{REPORT_FILE}`.
 A fingerprint is the start of the sha256 over a file's header and 16 blocks of its data. Versions:
 {versions}.
 """
+
+
+def _name(folder: Path) -> str:
+    """A name that tells folders apart: those of exports and adapters are all called alike."""
+    told = folder.name
+    for parent in folder.parents:
+        if told.split("/")[0] not in ALIKE or not parent.name:
+            break
+        told = f"{parent.name}/{told}"
+    return told
+
+
+def _proof(report: Mapping[str, Any]) -> str:
+    """What was compared before the folder got its name."""
+    found = report.get("verified")
+    if not found:
+        return "Not verified when it was written."
+    version, logits = report["versions"].get("transformers"), found.get("logits_compared")
+    return (
+        f"Verified when it was written: {found['num_tensors']} tensors, loaded in transformers "
+        f"{version}; logits: {logits or 'not compared'}."
+    )
 
 
 def _command(arguments: Sequence[str]) -> str:

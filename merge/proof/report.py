@@ -17,9 +17,9 @@ from merge.recipe.alpha import LAYER
 from merge.recipe.interface import Settings
 from merge.writing.output import OutputFile
 from merge.writing.staging import REPORT_FILE, flush_to_disk
-from train.model.parts import PARTS
+from train.model.parts import PARTS, list_first
 
-FORMAT = 2
+FORMAT = 3
 VERSIONED = ("visiongraft", "torch", "numpy", "transformers")
 SAMPLE_BLOCKS, SAMPLE_BYTES = 16, 4096
 
@@ -52,6 +52,26 @@ def check_inputs(plan: MergePlan, report: Mapping[str, Any]) -> None:
                 f"{role}={now[role]['folder']} is not the {role} that was merged: "
                 f"{', '.join(changed)} changed since. Give the right one: --verify DIR {role}=..."
             )
+
+
+def check_companions(folder: Path, report: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where config, tokenizer or another file is not what was copied."""
+    wrong = [
+        name
+        for name, sha256 in report["files_copied"].items()
+        if not (folder / name).is_file() or digest(folder / name) != sha256
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"verification failed: {list_first(wrong)} in {folder} changed or went since the merge "
+            "was written; copy them from the vlm again"
+        )
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def describe_parts(table: Sequence[TensorPlan]) -> dict[str, dict[str, int]]:
@@ -188,10 +208,10 @@ def _describe_adapter(adapter: Adapter) -> dict[str, Any]:
 
 
 def _describe_file(shard: Shard) -> dict[str, Any]:
-    return {"num_bytes": shard.num_bytes, "fingerprint": _fingerprint(shard)}
+    return {"num_bytes": shard.num_bytes, "fingerprint": fingerprint(shard)}
 
 
-def _fingerprint(shard: Shard) -> str:
+def fingerprint(shard: Shard) -> str:
     """sha256 over the header and evenly spread blocks of the data, as hex."""
     digest = hashlib.sha256(shard.header)
     start = len(shard.header)

@@ -212,7 +212,9 @@ def _parse_entry(file: Path, name: str, entry: dict[str, Any], data_start: int) 
 def _read_json(path: Path, role: Role) -> dict[str, Any]:
     """A JSON object from disk."""
     if not path.is_file():
-        raise CheckpointError(f"{role}={path.parent} has no {path.name}")
+        export = path.parent / "export"
+        hint = f"; is {export} meant?" if (export / path.name).is_file() else ""
+        raise CheckpointError(f"{role}={path.parent} has no {path.name}{hint}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -6,6 +6,9 @@ from typing import Any
 
 from configs.errors import CheckpointError, ConfigError
 from configs.schema import SweepConfig
+from merge.proof.report import fingerprint
+from merge.reading.adapter import read_adapter
+from merge.reading.checkpoint import Role, read_checkpoint
 from train.saving.disk import write_text
 from train.saving.run_folder import to_plain
 
@@ -68,7 +71,23 @@ def _check_target(target: Path, config: SweepConfig) -> None:
 def _identity(config: SweepConfig) -> dict[str, Any]:
     """What makes two sweeps the same."""
     plain: dict[str, Any] = to_plain(config)
-    return {key: value for key, value in plain.items() if key not in FREE}
+    kept = {key: value for key, value in plain.items() if key not in FREE}
+    return kept | {"files": _fingerprints(config)}
+
+
+def _fingerprints(config: SweepConfig) -> dict[str, Any]:
+    """{role: {file: fingerprint}}: weights that were trained anew in the same folder are others."""
+    roles: tuple[Role, ...] = ("vlm", "text", "base")
+    found: dict[str, Any] = {}
+    for role in roles:
+        folder = getattr(config, role)
+        if folder is not None:
+            shards = read_checkpoint(Path(folder), role).shards
+            found[role] = {shard.file.name: fingerprint(shard) for shard in shards}
+    if config.lora is not None:
+        shard = read_adapter(Path(config.lora)).shard
+        found["lora"] = {shard.file.name: fingerprint(shard)}
+    return found
 
 
 def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:

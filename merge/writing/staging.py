@@ -16,7 +16,7 @@ from typing import IO, Any
 from configs.errors import ConfigError
 from merge.reading.checkpoint import Checkpoint
 from merge.writing.output import OutputFile
-from train.saving.disk import flush
+from train.saving.disk import flush, told_when_full
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ WEIGHT_SUFFIXES = (
     *(".npz", ".pkl", ".pickle"),
 )
 TRAINING_STEMS = ("optimizer", "scheduler", "rng_state", "trainer_state", "training_args")
-SPARE_BYTES = 16 << 20  # configs, tokenizer and report beside the weights
+SPARE_BYTES = 64 << 20  # configs, tokenizer and report beside the weights
 
 
 @contextmanager
@@ -43,20 +43,30 @@ def staged_folder(out: Path, num_bytes: int) -> Iterator[Path]:
     is removed; a killed process leaves it behind, hidden, and the next merge names it.
     """
     check_out(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _check_space(out, num_bytes)
-    staged = out.parent / f".{out.name}.partial-{os.getpid()}"
-    # A folder of that name is a killed merge's whose process number came round again.
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir()
     try:
-        yield staged
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    _check_space(out, num_bytes)
+    staged = out.parent / f".{out.name}.partial-{os.getpid()}-{os.urandom(3).hex()}"
+    try:
+        staged.mkdir()
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    try:
+        with told_when_full("the merged model", out, num_bytes=num_bytes):
+            yield staged
         flush(staged)
         staged.rename(out)
         flush(out.parent)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
+
+
+def _cannot_write(out: Path, error: OSError) -> ConfigError:
+    """The error for a place where nothing can be made."""
+    return ConfigError(f"out={out} cannot be written: {error.strerror}; give another folder")
 
 
 def copy_companions(source: Path, target: Path) -> tuple[list[str], list[str]]:

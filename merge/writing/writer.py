@@ -101,8 +101,9 @@ class FilesWriter:
         trace: TracebackType | None,
     ) -> None:
         try:
+            if kind is None or kind is _StoppedError:
+                _finish(self._copies)  # whose failure may be what has stopped the others
             if kind is None:
-                _finish(self._copies)
                 self._flushes += [self._flusher.submit(os.fsync, item) for item in self._targets]
                 _finish(self._flushes)
         finally:
@@ -193,7 +194,11 @@ class FilesWriter:
                 raise _StoppedError
             self._tell(count, target)
 
-        copy_range(item, target, told)
+        try:
+            copy_range(item, target, told)
+        except BaseException:
+            self._stopped.set()  # what is computed meanwhile would be for nothing
+            raise
 
     def _tell(self, count: int, target: int) -> None:
         """Counts bytes written, tells of them, and sends them to the disk now and then."""

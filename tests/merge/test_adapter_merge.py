@@ -205,7 +205,7 @@ def test_a_tied_head_cannot_go_its_own_way(bf16_pair, copy_pair, tmp_path):
     }
     save_file(load_file(file) | head, file)
     with pytest.raises(CheckpointError, match=r"changes lm_head.weight, which the vlm ties to"):
-        merge(copy_pair, tmp_path / "out", lora=adapter)
+        merge(copy_pair, tmp_path / "out", lora=adapter, force=True)
 
 
 def test_factors_that_do_not_belong_together(bf16_pair, tmp_path):
@@ -273,7 +273,7 @@ def test_a_change_of_a_tied_head_is_not_lost(copy_pair, tmp_path):
     for more in (changes, trained):
         save_file(values | more, file)
         with pytest.raises(CheckpointError, match=r"changes lm_head.weight, which the vlm ties"):
-            merge(copy_pair, tmp_path / "out", lora=adapter)
+            merge(copy_pair, tmp_path / "out", lora=adapter, force=True)
     both = trained | {f"{prefix}model.language_model.embed_tokens.weight": whole.clone()}
     save_file(values | both, file)
     merge(copy_pair, tmp_path / "out", lora=adapter)
@@ -281,9 +281,19 @@ def test_a_change_of_a_tied_head_is_not_lost(copy_pair, tmp_path):
     assert same_bits(out[head], out[EMBEDDING])
 
 
+def test_an_adapter_that_was_trained_on_another_model(bf16_pair, copy_pair, tmp_path):
+    """Shapes fit, and what comes out is nonsense: an adapter applied twice, for one."""
+    adapter = save_adapter(bf16_pair.vlm, tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match=r"was trained on .*Give vlm=.*or set force=true"):
+        merge(copy_pair, tmp_path / "out", lora=adapter)
+    merge(copy_pair, tmp_path / "forced", lora=adapter, force=True, verify=False)
+    change_config(adapter, base_model_name_or_path="CohereLabs/a-hub-id")
+    merge(copy_pair, tmp_path / "out", lora=adapter, verify=False)
+
+
 def test_missing_and_pickled_adapters(bf16_pair, tmp_path):
     with pytest.raises(CheckpointError, match=r"has no adapter_config.json; give a PEFT adapter"):
-        merge(bf16_pair, tmp_path / "out", lora=tmp_path)
+        merge(bf16_pair, tmp_path / "out", lora=bf16_pair.text)
     adapter = save_adapter(bf16_pair.vlm, tmp_path / "adapter")
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(CheckpointError, match=r"adapter_model.bin is a pickle"):
@@ -327,7 +337,7 @@ def test_factors_of_rank_0_and_weights_in_float64(bf16_pair, copy_pair, tmp_path
 
     edit(copy_pair.vlm, widen)
     with pytest.raises(CheckpointError, match=r"multi_modal_projector\S* is F64; an adapter goes"):
-        merge(copy_pair, tmp_path / "out", lora=adapter)
+        merge(copy_pair, tmp_path / "out", lora=adapter, force=True)
     file = adapter / "adapter_model.safetensors"
     none = {k: v[:0] if "lora_A" in k else v[:, :0] for k, v in load_file(file).items()
             if "lora_" in k}  # fmt: skip

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from configs.errors import CheckpointError, ConfigError
 from merge.api import merge_checkpoints, verify_folder
 from merge.proof.logits import check_loads
+from merge.proof.report import digest
 from merge.run import typed
 
 UP = "language_model.model.layers.0.mlp.up_proj.weight"
@@ -61,6 +62,12 @@ def test_a_config_that_says_something_else(merged):
     text = config["text_config"]
     text["layer_norm_eps"] = 0.3
     edit_config(merged, text_config=text)
+    with pytest.raises(CheckpointError, match=r"config.json in .* changed or went since the merge"):
+        verify_folder(merged, logits=False)
+    path = merged / "merge_report.json"  # as if it had been written so
+    report = json.loads(path.read_text())
+    report["files_copied"]["config.json"] = digest(merged / "config.json")
+    path.write_text(json.dumps(report))
     verify_folder(merged, logits=False)
     with pytest.raises(CheckpointError, match="gives other logits for a text prompt"):
         verify_folder(merged)
@@ -92,7 +99,7 @@ def test_missing_and_further_tensors(merged):
 
 def test_inputs_that_moved_and_inputs_that_changed(merged, copy_pair, tmp_path):
     shutil.move(copy_pair.text, tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match="is not a folder"):
+    with pytest.raises(CheckpointError, match=r"is not there any more; say where it is now"):
         verify_folder(merged)
     assert verify_folder(merged, text=tmp_path / "elsewhere")
     edit(tmp_path / "elsewhere", lambda tensors: {k: v * 2 for k, v in tensors.items()})
@@ -104,9 +111,9 @@ def test_a_folder_that_no_merge_has_written(copy_pair):
     with pytest.raises(CheckpointError, match=r"has no merge_report.json; give a folder that"):
         verify_folder(copy_pair.vlm)
     (copy_pair.vlm / "merge_report.json").write_text('{"format": 1}')
-    with pytest.raises(CheckpointError, match=r"has format 1, this version reads 2; merge again"):
+    with pytest.raises(CheckpointError, match=r"has format 1, this version reads 3; merge again"):
         verify_folder(copy_pair.vlm)
-    (copy_pair.vlm / "merge_report.json").write_text('{"format": 2, "dtype": "same"}')
+    (copy_pair.vlm / "merge_report.json").write_text('{"format": 3, "dtype": "same"}')
     with pytest.raises(CheckpointError, match=r"is cut or was changed: it has no inputs, recipe"):
         verify_folder(copy_pair.vlm)
     (copy_pair.vlm / "merge_report.json").write_text("[]")

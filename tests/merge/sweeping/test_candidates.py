@@ -4,11 +4,14 @@ import math
 
 import pytest
 
-from configs.errors import ConfigError
+from configs.errors import CheckpointError, ConfigError
 from configs.rules import TEXT_LM
 from merge.recipe.recipe import make_recipe
 from merge.sweeping.candidates import find_text_lm, list_candidates
+from merge.sweeping.choose import make_point
 from merge.sweeping.points import PointFiles
+
+MEANS = {"words": {"nll": 1.0}, "seen": {"nll": 2.0}}
 
 
 def test_alphas_then_schedules_in_their_order():
@@ -82,10 +85,14 @@ def test_what_is_wrong_with_the_method_is_told_once(caplog):
     assert [make_recipe(**c.arguments) for c in found] == [c.recipe for c in found]
 
 
-def test_a_point_of_another_method_is_not_taken(tmp_path):
+def test_a_point_of_another_method_is_not_taken(tmp_path, monkeypatch):
     ours = list_candidates(alphas=[0], schedules={})[0]
     theirs = list_candidates(alphas=[0], schedules={}, method="slerp")[0]
     files = PointFiles(tmp_path)
+    with pytest.raises(CheckpointError, match="0: no loss was measured of text"):
+        files.write(ours, {}, [])
+    point = make_point("0", 0.0, MEANS, ["seen"])
+    monkeypatch.setattr("merge.sweeping.points.make_point", lambda *_: point)
     files.write(ours, {}, [])
     assert files.read(ours).point.name == "0"
     with pytest.raises(

@@ -191,7 +191,8 @@ def test_private_memory_is_bounded(options, most, copy_pair, tmp_path):
     edit(copy_pair.vlm, lambda tensors: tensors | {"language_model.model.big.weight": big})
     edit(copy_pair.text, lambda tensors: tensors | {"model.big.weight": big + 0.01})
     if "lora" in options:
-        options = {"lora": str(save_adapter(bf16_of(copy_pair), tmp_path / "adapter"))}
+        adapter = save_adapter(bf16_of(copy_pair), tmp_path / "adapter")
+        options = {"lora": str(adapter), "force": True}
         file = tmp_path / "adapter/adapter_model.safetensors"
         name = "base_model.model.model.language_model.big.lora_{}.weight"
         more = {
