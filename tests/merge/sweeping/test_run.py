@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 from PIL import Image
 from sweep_pico import FILES, HELD_OUT, NAMES, POINTS, configure, points_of, read_wandb, same_files
 from transformers import AutoModelForCausalLM
@@ -357,6 +358,7 @@ def test_weights_and_biases_has_curves_and_tables(pipeline, swept, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(swept, out)
     sweep(configure(pipeline, out, "tracker=wandb", "tracker.mode=offline"))
+    wandb.teardown()  # W&B's own process writes the file: as when a command ends, wait for it
     (folder,) = (out / "wandb").glob("offline-run-*")
     records = read_wandb(next(folder.glob("*.wandb")))
     (run,) = (r.run for r in records if r.WhichOneof("record_type") == "run")
