@@ -17,9 +17,10 @@ from merge.sweeping.share import ended_by_signals, share_of, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-# As merge/sweep.py, but the second process notes what it is to measure, and is killed.
+# As merge/sweep.py, but the second process notes what it is to measure, waits until the first one
+# has finished a point, and is killed.
 DYING = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from configs.command import run_command
 from merge.sweeping.in_place import AlphaDial
@@ -31,6 +32,8 @@ def noting(self, recipe):
     with told.with_suffix(f".rank{os.environ['RANK']}").open("a") as file:
         file.write(f"{recipe.alpha}\\n")
     if os.environ["RANK"] == "1":
+        while not told.with_name("out").joinpath("points/alpha-0.json").exists():
+            time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGKILL)
     inner(self, recipe)
 
@@ -73,8 +76,8 @@ def test_a_process_that_dies_ends_the_others_and_points_are_kept(pipeline, swept
     assert process.returncode == 1, told[-3000:]
     assert time.monotonic() - started < 150
     assert (tmp_path / "told.rank1").read_text().splitlines() == ["0.5"]
-    other = tmp_path / "told.rank0"  # on a busy machine it is ended before its first point
-    assert set(other.read_text().splitlines() if other.exists() else ()) <= {"0", "1"}
+    assert set((tmp_path / "told.rank0").read_text().splitlines()) <= {"0", "1"}
+    assert (tmp_path / "out/points/alpha-0.json").exists()
     assert not (tmp_path / "out/sweep.json").exists()
     again = launch("-m", "merge.sweep", *overrides(pipeline, tmp_path / "out"), cwd=tmp_path)
     _, told = again.communicate(timeout=200)
