@@ -30,7 +30,7 @@ from merge.proof.report import (
 )
 from merge.recipe.interface import Settings
 from merge.recipe.recipe import Recipe, make_recipe
-from merge.writing.output import OutputFile, plan_output
+from merge.writing.output import DTYPE_NAMES, OutputFile, plan_output
 from merge.writing.staging import (
     check_out,
     copy_companions,
@@ -175,6 +175,8 @@ def verify_folder(
 
 def prepare(folders: Folders, arguments: Mapping[str, Any], *, dtype: str, force: bool) -> Prepared:
     """Checks everything that can be without torch: recipe, headers, settings, overrides."""
+    if dtype != "same" and dtype not in DTYPE_NAMES:
+        raise ConfigError(f"dtype={dtype!r}: give one of same, {', '.join(DTYPE_NAMES)}")
     recipe = make_recipe(**arguments, has_base=folders.base is not None)
     plan = plan_merge(
         folders.vlm,

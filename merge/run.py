@@ -1,6 +1,7 @@
 """The work of `python -m merge`."""
 
 import logging
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from merge.api import (
 from merge.matching.plan import measure_relatives
 
 log = logging.getLogger(__name__)
+EXIT_TERMINATED = 128 + signal.SIGTERM  # what a shell reports of it
 TELL_EVERY, TELL_EVERY_IN_LOGS = 0.2, 10.0  # seconds between two looks of the progress bar
 
 
@@ -29,6 +31,7 @@ def merge(config: MergeConfig) -> None:
     if config.dry_run:
         _plan(config)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # which cleans up
     with Bar("merge") as bar:
         report = merge_checkpoints(
             vlm=config.vlm,

@@ -97,6 +97,11 @@ def test_end_points_in_another_dtype_are_casts(alpha, dtype, pair, tmp_path):
     assert found.keys() == wanted.keys()
 
 
+def test_a_dtype_that_there_is_not(bf16_pair, tmp_path):
+    with pytest.raises(ConfigError, match=r"dtype='fp16': give one of same, bfloat16"):
+        merge(bf16_pair, tmp_path / "out", dtype="fp16")
+
+
 def test_headers_of_another_dtype_are_read_by_safetensors(tmp_path):
     sharded = save_pair(tmp_path, torch.bfloat16, max_shard_size="20KB")
     merge(sharded, tmp_path / "out", dtype="float32")

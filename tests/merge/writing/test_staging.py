@@ -84,6 +84,26 @@ def test_killed_at_any_moment_leaves_nothing_or_the_whole(bf16_pair, tmp_path):
         assert out.exists() == (at == num_calls), at  # the last call forces the new name to disk
 
 
+TERMINATED = """
+import os, signal, sys
+import merge.run as run
+from configs.command import load_config
+inner = run.Bar.show
+def show(self, done, total):
+    os.kill(os.getpid(), signal.SIGTERM)
+    inner(self, done, total)
+run.Bar.show = show
+run.merge(load_config("merge", sys.argv[1:]))
+"""
+
+
+def test_sigterm_leaves_nothing(bf16_pair, tmp_path):
+    arguments = [f"vlm={bf16_pair.vlm}", f"text={bf16_pair.text}", f"out={tmp_path}/out"]
+    done = subprocess.run([sys.executable, "-c", TERMINATED, *arguments, "verify=false"])
+    assert done.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_error_leaves_nothing_at_all(bf16_pair, tmp_path):
     def progress(done, total):
         raise KeyboardInterrupt
