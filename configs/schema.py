@@ -434,7 +434,8 @@ class MergeConfig(AlphaConfig, MethodConfig):
     allow_nonfinite: bool = False  # merge although an input holds NaN or Inf
     verify: bool = True  # read the result back and compare it with what was asked
     verify_logits: bool = True  # also load it, and compare logits, where memory allows
-    num_threads: int | None = None  # that read, compute and write; null: one a core, at most 8
+    # That read, compute and write; null: one a core, as far as 256 MiB allow (8; 4 with torch)
+    num_threads: int | None = None
     dry_run: bool = False  # check everything, print the plan, write nothing
 
 

@@ -106,7 +106,7 @@ def merge_checkpoints(
         allow_nonfinite: merge although an input holds NaN or Inf.
         verify: read the result back and compare it before it appears at `out`.
         verify_logits: then also load it in transformers and compare logits, where memory allows.
-        num_threads: that read, compute and write; None: one a core, at most 8.
+        num_threads: that read, compute and write; None: one a core, as memory allows.
         progress: called with (bytes done, bytes total), from any thread, one call at a time.
         command: what was typed, for the model card.
 
@@ -231,10 +231,9 @@ def _write(
     """Writes the weights; strangers are found out while the first bytes are written."""
     method = ready.recipe.method
     work = plan_work(ready.files, method, ready.settings)
-    with FilesWriter(work, staged, num_threads=num_threads, progress=progress) as writer:
+    with FilesWriter(work, staged, method, num_threads=num_threads, progress=progress) as writer:
         writer.start_copies()
         counted = writer.compute(
-            method,
             ready.settings,
             allow_nonfinite=allow_nonfinite,
             beside=lambda: measure_relatives(ready.plan),

@@ -5,6 +5,7 @@ Looks at stretches of a few matrices only; settings are compared in `relatives`.
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from statistics import median
 
 import numpy as np
@@ -45,7 +46,7 @@ def measure_distances(table: list[TensorPlan]) -> dict[str, float]:
     )
     length = MAX_BYTES // (len(layers) * NUM_MATRICES * NUM_STRETCHES * width)
     length = max(1, min(length, CHUNK_ELEMENTS))
-    with ChunkReader() as vlm_reader, ChunkReader() as text_reader:
+    with closing(ChunkReader()) as vlm_reader, closing(ChunkReader()) as text_reader:
         return {
             layer: _distance(plans, length, vlm_reader, text_reader)
             for layer, plans in layers.items()

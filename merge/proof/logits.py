@@ -6,12 +6,12 @@ one model in memory at a time. Imports transformers.
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from PIL import Image
 
 from configs.errors import CheckpointError, first_line
 from merge.proof.recompute import recompute
@@ -20,13 +20,12 @@ from merge.recipe.interface import MergeMethod, Settings
 from merge.writing.output import OutputFile, OutputTensor
 from train.model.parts import PartName, list_first, map_names
 from train.saving.disk import format_bytes
-from train.saving.verify_export import free_memory
+from train.saving.verify_export import SPARE, free_memory, picture_prompt
 
 log = logging.getLogger(__name__)
 NUM_TOKENS = 24  # of the text that is read
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 LEFT_OVER = "unexpected_keys"
-SPARE = 1.3  # times the weights that must be free: the weights, and what a short prompt takes
 
 
 def check_loads(folder: Path, vlm: Path) -> None:
@@ -97,8 +96,7 @@ def _set_or_compare(
     """Compares a loaded model with the recipe, or sets it to it; returns the number of tensors."""
     live = _live_parameters(model)
     wrong, count = [], 0
-    reader = InputReader()
-    try:
+    with closing(InputReader()) as reader:
         for tensor in (tensor for file in files for tensor in file.tensors):
             parameter = live.get(PartName(tensor.plan.part, tensor.plan.name))
             if parameter is None:  # a buffer, or a head that is tied in memory
@@ -106,8 +104,6 @@ def _set_or_compare(
             count += 1
             if not _apply(parameter, tensor, method, settings, reader, compare):
                 wrong.append(tensor.plan.vlm.name)
-    finally:
-        reader.close()
     if wrong:
         raise CheckpointError(
             f"verification failed: {len(wrong)} of {count} tensors are not what the recipe asks "
@@ -192,27 +188,13 @@ def _prompts(folder: Path, model: Any) -> dict[str, dict[str, Any]]:
     if not any((folder / name).is_file() for name in PROCESSOR_FILES):
         return prompts
     try:
-        prompts["picture"] = _picture_prompt(folder)
+        prompts["picture"] = picture_prompt(folder)
     except Exception as error:  # templates and processors raise what they like: jinja2's errors too
         log.warning(
             "no picture prompt is compared: the processor in %s makes none: %s",
             folder, first_line(error),
         )  # fmt: skip
     return prompts
-
-
-def _picture_prompt(folder: Path) -> dict[str, Any]:
-    processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
-    picture = Image.linear_gradient("L").convert("RGB").resize((48, 32))
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": "?"}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
-    return dict(inputs)
 
 
 def _special_ids(config: Any) -> torch.Tensor:

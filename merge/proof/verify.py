@@ -6,6 +6,7 @@ again by the same functions, which tests prove against references.
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -135,14 +136,11 @@ def _is_recomputed(
     counts: dict[str, int],
 ) -> bool:
     """Whether a tensor is what the same functions make of the inputs once more."""
-    reader = InputReader()
-    try:
+    with closing(InputReader()) as reader:
         for start, stop, values in recompute(tensor, recipe.method, settings, reader):
             counts["computed"] += stop - start
             if not _same(_map(stored, start, stop), values):
                 return False
-    finally:
-        reader.close()
     return True
 
 

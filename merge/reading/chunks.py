@@ -6,7 +6,6 @@ whatever the size of the model, and a file that was cut short is an error instea
 
 import os
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -16,22 +15,11 @@ from merge.reading.checkpoint import DTYPE_BYTES, StoredTensor
 
 
 class ChunkReader:
-    """Open files and one buffer. A chunk is valid until the next `read`. Use as a context."""
+    """Open files and one buffer. A chunk is valid until the next `read`; `close` it."""
 
     def __init__(self) -> None:
         self._buffer = np.empty(0, np.uint8)
         self._files: dict[Path, int] = {}
-
-    def __enter__(self) -> "ChunkReader":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Closes every file."""

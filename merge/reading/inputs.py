@@ -4,6 +4,7 @@ An adapter's low-rank change is added to the VLM's values here, in float32, befo
 done with them; nothing is rounded in between. Only that needs torch.
 """
 
+from contextlib import closing
 from typing import Protocol
 
 import numpy as np
@@ -92,7 +93,7 @@ class InputReader:
     def _read_a(self, change: LowRank) -> Floats:
         """The factor [r, in]; kept while its weight is worked on."""
         if self._a is None or self._a[0] != change.a:
-            with ChunkReader() as reader:
+            with closing(ChunkReader()) as reader:
                 bits = reader.read(change.a, 0, change.a.num_elements)
                 values = widen(bits, change.a.dtype, Memory(np.float32))  # in memory of its own
             self._a = (change.a, values.reshape(change.a.shape))

@@ -5,6 +5,7 @@ What the model holds of a recipe is bit for bit what `python -m merge` writes of
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,13 +106,10 @@ def _work_out(
 ) -> None:
     """Sets a parameter to what is written of a tensor that an adapter changes."""
     mixed = torch.empty(plan.vlm.num_elements, dtype=TORCH_DTYPES[plan.vlm.dtype])
-    reader = InputReader()
-    try:
+    with closing(InputReader()) as reader:
         tensor = OutputTensor(plan, plan.vlm.dtype, 0)
         for start, stop, values in recompute(tensor, method, settings, reader):
             mixed[start:stop] = values
-    finally:
-        reader.close()
     parameter.copy_(mixed.view(plan.vlm.shape))
 
 

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes total) from any thread, one call at a time."""
 
-MAX_THREADS = 8
+# What keeps private memory below 256 MiB: torch takes 150; a thread 3 without it, 13 with it.
+MAX_THREADS, MAX_TORCH_THREADS = 8, 4
 JOB_ELEMENTS = 32 * CHUNK_ELEMENTS  # what a thread takes at a time
 NUM_FLUSHERS = 4
 FLUSH_BYTES = 256 << 20  # what may wait in the page cache before the disk is told to write
-MAX_FACTOR_BYTES = 96 << 20  # of low-rank factors, held by all threads together
+MAX_FACTOR_BYTES = 48 << 20  # of low-rank factors, held by all threads together
 
 
 Job = tuple[OutputTensor, list[Piece]]
@@ -76,12 +77,14 @@ class FilesWriter:
         self,
         work: Sequence[Work],
         folder: Path,
+        method: MergeMethod,
         *,
         num_threads: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._work, self._progress, self._lock = work, progress, threading.Lock()
-        self._num_threads = _choose_threads(num_threads, work)
+        self._method, self._uses_torch = method, uses_torch(work, method)
+        self._num_threads = num_threads or choose_threads(work, self._uses_torch)
         self._done = self._flushed = 0
         self._total = sum(item.file.num_bytes - len(item.file.header) for item in work)
         self._stopped = threading.Event()
@@ -121,7 +124,6 @@ class FilesWriter:
 
     def compute(
         self,
-        method: MergeMethod,
         settings: Mapping[str, Settings],
         *,
         allow_nonfinite: bool,
@@ -130,8 +132,7 @@ class FilesWriter:
         """Computes and writes everything else. Returns what was counted.
 
         Args:
-            method: of all decoder tensors.
-            settings: {canonical name: settings} of them.
+            settings: {canonical name: settings} of every decoder tensor.
             allow_nonfinite: count NaN and Inf instead of refusing them.
             beside: done first, by one of the threads; its error ends all.
 
@@ -140,9 +141,9 @@ class FilesWriter:
         """
         from merge.writing.compute import Computer
 
-        computer = Computer(method, settings, allow_nonfinite=allow_nonfinite)
+        computer = Computer(self._method, settings, allow_nonfinite=allow_nonfinite)
         pool = ThreadPoolExecutor(self._num_threads, "merge")
-        with self._calm_torch(method):
+        with self._calm_torch():
             try:
                 _finish(
                     [pool.submit(beside)]
@@ -158,10 +159,9 @@ class FilesWriter:
                 pool.shutdown(wait=True, cancel_futures=True)
         return computer.counted
 
-    def _calm_torch(self, method: MergeMethod) -> AbstractContextManager[None]:
-        """Torch on one thread, where it is needed: by other methods than linear, and adapters."""
-        plans = [tensor.plan for item in self._work for tensor in item.file.tensors]
-        if method is LINEAR and all(plan.low_rank is None for plan in plans):
+    def _calm_torch(self) -> AbstractContextManager[None]:
+        """Torch on one thread, where it is needed."""
+        if not self._uses_torch:
             return nullcontext()
         from merge.recipe.torch_dtypes import one_thread
 
@@ -239,16 +239,24 @@ def _cut(found: list[Piece], whole: bool) -> Iterator[list[Piece]]:
             yield [replace(piece, start=start, stop=min(piece.stop, start + JOB_ELEMENTS))]
 
 
-def _choose_threads(given: int | None, work: Sequence[Work]) -> int:
-    """One a core and at most 8; fewer where each would hold a large factor of an adapter."""
+def uses_torch(work: Sequence[Work], method: MergeMethod) -> bool:
+    """Whether torch computes anything: other methods than linear, and adapters' products."""
+    plans = (tensor.plan for item in work for tensor in item.file.tensors)
+    return method is not LINEAR or any(plan.low_rank is not None for plan in plans)
+
+
+def choose_threads(work: Sequence[Work], with_torch: bool) -> int:
+    """One a core, as far as memory allows; fewer where each would hold a large factor."""
     factors = [
         tensor.plan.low_rank.a.num_elements * DTYPE_BYTES["F32"]
         for item in work
-        for tensor, _ in item.jobs
+        for tensor in item.file.tensors
         if tensor.plan.low_rank is not None
     ]
-    wanted = given or min(MAX_THREADS, len(os.sched_getaffinity(0)))
-    return max(1, min(wanted, MAX_FACTOR_BYTES // max(factors, default=1)))
+    most = MAX_TORCH_THREADS if with_torch else MAX_THREADS
+    return max(
+        1, min(most, len(os.sched_getaffinity(0)), MAX_FACTOR_BYTES // max(factors, default=1))
+    )
 
 
 def _create(path: Path, file: OutputFile) -> int:

@@ -86,6 +86,17 @@ def save_pair(folder: Path, dtype: torch.dtype, **save_kwargs: object) -> Pair:
     return Pair(folder / "vlm", folder / "text")
 
 
+def save_untied_pair(folder: Path) -> Pair:
+    """A float32 pair whose heads are not their embeddings, and not each other's."""
+    text = make_text(tie_word_embeddings=False)
+    vlm = make_vlm(text)
+    vlm.config.tie_word_embeddings = False
+    vlm.lm_head.weight = torch.nn.Parameter(text.lm_head.weight + 0.01)
+    vlm.save_pretrained(folder / "vlm")
+    text.save_pretrained(folder / "text")
+    return Pair(folder / "vlm", folder / "text")
+
+
 def load(folder: Path) -> Tensors:
     """Every tensor of a checkpoint folder, single or sharded."""
     tensors: Tensors = {}

@@ -8,7 +8,16 @@ import sys
 
 import pytest
 import torch
-from merge_pico import IMAGE_TOKEN, edit, edit_config, load, same_bits, save_pair, text_name
+from merge_pico import (
+    IMAGE_TOKEN,
+    edit,
+    edit_config,
+    load,
+    same_bits,
+    save_pair,
+    save_untied_pair,
+    text_name,
+)
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from configs.errors import CheckpointError, ConfigError
@@ -168,15 +177,7 @@ def test_taller_vlm_vocabulary_keeps_its_rows(copy_pair, tmp_path):
 
 
 def test_untied_head_is_merged(tmp_path):
-    from merge_pico import Pair, make_text, make_vlm
-
-    text = make_text(tie_word_embeddings=False)
-    vlm = make_vlm(text)
-    vlm.config.tie_word_embeddings = False
-    vlm.lm_head.weight = torch.nn.Parameter(text.lm_head.weight + 0.01)
-    vlm.save_pretrained(tmp_path / "vlm")
-    text.save_pretrained(tmp_path / "text")
-    pair = Pair(tmp_path / "vlm", tmp_path / "text")
+    pair = save_untied_pair(tmp_path)
     merge(pair, tmp_path / "out", 0.5)
     name = "language_model.lm_head.weight"
     expected = reference(load(pair.text)["lm_head.weight"], load(pair.vlm)[name], 0.5)

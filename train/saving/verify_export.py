@@ -198,10 +198,16 @@ def _prompts(folder: Path, model: Any, processing_class: Any) -> dict[str, dict[
     if not hasattr(processing_class, "image_processor"):
         transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return prompts
+    prompts["picture"] = picture_prompt(folder)
+    return prompts
+
+
+def picture_prompt(folder: Path) -> dict[str, Any]:
+    """Return a picture with a question, as the folder's own processor makes it for the model."""
     processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
     picture = Image.linear_gradient("L").convert("RGB").resize((48, 32))
     content = [{"type": "image", "image": picture}, {"type": "text", "text": "?"}]
-    prompts["picture"] = dict(
+    return dict(
         processor.apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True,
@@ -210,7 +216,6 @@ def _prompts(folder: Path, model: Any, processing_class: Any) -> dict[str, dict[
             return_tensors="pt",
         )
     )
-    return prompts
 
 
 @torch.no_grad()

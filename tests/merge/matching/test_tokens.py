@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from merge_pico import IMAGE_TOKEN, edit, edit_config, load, same_bits
+from merge_pico import IMAGE_TOKEN, edit, edit_config, load, same_bits, save_untied_pair
 
 from configs.errors import CheckpointError
 from merge.api import merge_checkpoints
@@ -101,15 +101,7 @@ def test_renamed_and_new_tokens_are_the_vlms(copy_pair, tmp_path):
 
 
 def test_a_head_of_its_own_keeps_only_what_means_another_token(tmp_path):
-    from merge_pico import Pair, make_text, make_vlm
-
-    text = make_text(tie_word_embeddings=False)
-    vlm = make_vlm(text)
-    vlm.config.tie_word_embeddings = False
-    vlm.lm_head.weight = torch.nn.Parameter(text.lm_head.weight + 0.01)
-    vlm.save_pretrained(tmp_path / "vlm")
-    text.save_pretrained(tmp_path / "text")
-    pair = Pair(tmp_path / "vlm", tmp_path / "text")
+    pair = save_untied_pair(tmp_path)
     write(pair.text, WORDS)
     write(pair.vlm, WORDS, added=[(62, "<new>")])
     expected = {"model.embed_tokens.weight": [IMAGE_TOKEN, 62], "lm_head.weight": [62]}

@@ -14,10 +14,9 @@ from merge_pico import (
     Pair,
     edit,
     load,
-    make_text,
-    make_vlm,
     same_bits,
     save_pair,
+    save_untied_pair,
 )
 from transformers import AutoModelForImageTextToText
 
@@ -173,13 +172,7 @@ def test_the_tied_head_follows(bf16_pair):
 
 
 def test_an_untied_head_moves_too(tmp_path):
-    text = make_text(tie_word_embeddings=False)
-    vlm = make_vlm(text)
-    vlm.config.tie_word_embeddings = False
-    vlm.lm_head.weight = torch.nn.Parameter(text.lm_head.weight + 0.01)
-    vlm.save_pretrained(tmp_path / "vlm")
-    text.save_pretrained(tmp_path / "text")
-    pair = Pair(tmp_path / "vlm", tmp_path / "text")
+    pair = save_untied_pair(tmp_path)
     merge_checkpoints(vlm=pair.vlm, text=pair.text, out=tmp_path / "out", alpha=0.5)
     model, dial = dial_of(pair)
     dial.set(make_recipe(alpha=0.5))

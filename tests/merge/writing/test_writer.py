@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from configs.errors import CheckpointError
 from merge.api import merge_checkpoints, verify_folder
+from merge.matching.plan import plan_merge
 from merge.proof.verify import as_bits
 from merge.reading.bits import (
     BITS,
@@ -27,7 +28,13 @@ from merge.reading.bits import (
     widen,
 )
 from merge.reading.checkpoint import read_checkpoint
+from merge.recipe.linear import LINEAR
+from merge.recipe.recipe import make_recipe
+from merge.recipe.slerp import SLERP
 from merge.recipe.torch_dtypes import TORCH_DTYPES
+from merge.writing import writer
+from merge.writing.output import plan_output
+from merge.writing.writer import choose_threads, plan_work, uses_torch
 
 UP = "model.layers.0.mlp.up_proj.weight"
 
@@ -212,6 +219,28 @@ def bf16_of(pair):
     shutil.copytree(pair.vlm, edited)
     edit(edited, lambda t: {name: value for name, value in t.items() if ".big." not in name})
     return edited
+
+
+def work_of(plan):
+    settings = make_recipe().for_tensors(plan.table)
+    return plan_work(plan_output(plan.vlm, plan.table, "same"), LINEAR, settings)
+
+
+def test_as_many_threads_as_memory_allows(bf16_pair, tmp_path, monkeypatch):
+    """Torch takes 150 MiB; a thread 3 without it, 13 with it; an adapter's factors come on top."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    work = work_of(plan_merge(bf16_pair.vlm, bf16_pair.text))
+    assert not uses_torch(work, LINEAR) and uses_torch(work, SLERP)
+    assert choose_threads(work, with_torch=False) == 8
+    adapter = save_adapter(bf16_pair.vlm, tmp_path / "adapter")
+    plan = plan_merge(bf16_pair.vlm, bf16_pair.text, lora=adapter)
+    work = work_of(plan)
+    assert uses_torch(work, LINEAR)
+    assert choose_threads(work, with_torch=True) == 4
+    monkeypatch.setattr(writer, "MAX_FACTOR_BYTES", 2 * 4 * 48 * 4)  # two of [4, 48]
+    assert choose_threads(work, with_torch=True) == 2
+    monkeypatch.setattr(writer, "MAX_FACTOR_BYTES", 1)
+    assert choose_threads(work, with_torch=True) == 1
 
 
 def test_a_kernel_that_copies_nothing(bf16_pair, tmp_path, monkeypatch):
