@@ -32,6 +32,7 @@ def model_card(report: Mapping[str, Any]) -> str:
         for role, item in inputs.items()
         for name, file in item["files"].items()
     ]
+    changed = ", with what the adapter changes in them" if "lora" in inputs else ""
     versions = ", ".join(f"{name} {found}" for name, found in report["versions"].items() if found)
     return f"""---
 library_name: transformers
@@ -41,8 +42,8 @@ tags: [visiongraft, merge]
 # {names["vlm"]} merged with {names["text"]} at alpha {report["alpha"]}
 
 Decoder: {recipe["method"]}, `{report["method"]["formula"]}` ({report["method"]["url"]}), tensor by
-tensor in float32, rounded once. Vision tower and projector are the VLM's. Every tensor is accounted
-for in `{REPORT_FILE}`.
+tensor in float32, rounded once. Vision tower and projector are the VLM's{changed}. Every tensor is
+accounted for in `{REPORT_FILE}`.
 
 ```
 {_command(report["command"])}

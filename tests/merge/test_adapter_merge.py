@@ -327,6 +327,8 @@ def test_what_a_training_leaves_behind(given, pipeline, tmp_path):
     kinds = {entry["part"]: entry["class"] for entry in report["tensors"] if entry["lora"]}
     assert kinds == {"decoder": "merged", "projector": "adapted"}
     assert "picture" in report["verified"]["logits_compared"]
+    card = (tmp_path / "straight/README.md").read_text()
+    assert "projector are the VLM's, with what the adapter changes in them" in card
 
 
 def test_factors_of_rank_0_and_weights_in_float64(bf16_pair, copy_pair, tmp_path):
