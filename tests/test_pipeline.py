@@ -88,7 +88,9 @@ def test_a_run_folder_tells_all_about_its_run(pipeline):
     assert rows == [{"source": "scenes", "used": 60, "bad": 0}]
     environment = json.loads((folder / "environment.jsonl").read_text())
     assert environment["packages"]["torch"] == torch.__version__
-    answers = json.loads((folder / "evaluation/step-000004.json").read_text())["scenes"]["answers"]
+    answers = json.loads((folder / "evaluation/step-000004.json").read_text())["groups"]["scenes"][
+        "answers"
+    ]
     assert answers and answers[0].keys() == {
         "row_id", "language", "question", "reference", "answer",
     }  # fmt: skip

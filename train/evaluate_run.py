@@ -13,8 +13,9 @@ from configs.schema import EvaluateConfig
 from data.processor import load, load_processor
 from data.render import Renderer
 from data.rows import Row
-from train.measuring.evaluation import HeldOut, Results, as_json
+from train.measuring.evaluation import HeldOut
 from train.measuring.held_out import prepare_held_out
+from train.measuring.results import SCHEMA, Results, as_json
 from train.measuring.side_by_side import Example, format_examples, format_table
 from train.model.load import load_text_lm, load_vlm
 from train.model.loss import add_token_losses, check_against_text_class
@@ -41,7 +42,11 @@ def evaluate(config: EvaluateConfig) -> None:
         shown = shown if shown is not None and shown.num_groups >= held_out.num_groups else held_out
     assert shown is not None
     out.mkdir(parents=True, exist_ok=True)
-    content = {name: as_json(result) for name, result in results.items()}
+    models = {
+        name: {"path": config.models[name], "groups": as_json(result)}
+        for name, result in results.items()
+    }
+    content = {"schema": SCHEMA, "models": models}
     text = json.dumps(content, ensure_ascii=False, indent=1)
     (out / "evaluation.json").write_text(text, encoding="utf-8")
     examples = _examples(results, shown, out, config.num_examples)

@@ -17,7 +17,7 @@ from configs.errors import CheckpointError, ConfigError
 from configs.schema import ExportConfig, ModelKind, TrainConfig
 from configs.strict import to_dataclass
 from data.processor import load_processor
-from train.measuring.evaluation import GroupResult, Results
+from train.measuring.results import Results, from_json
 from train.model.build import build_model
 from train.model.load import load_text_lm, load_vlm
 from train.model.what_trains import PartRow, set_what_trains
@@ -156,9 +156,4 @@ def measured_at(folder: RunFolder, step: int) -> Results:
     path = folder.evaluation / f"step-{step:06d}.json"
     if not path.is_file():
         return {}
-    groups = json.loads(path.read_text(encoding="utf-8"))
-    measures = ("nll", "picture_gap", "exact_match", "chrf")
-    return {
-        name: GroupResult(**{measure: values[measure] for measure in measures})
-        for name, values in groups.items()
-    }
+    return from_json(json.loads(path.read_text(encoding="utf-8"))["groups"])

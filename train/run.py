@@ -14,8 +14,9 @@ from configs.schema import DEEPSPEED, EngineKind, NonFinite, Quantization, Train
 from data.build import TrainingData, build_training_data
 from train.arguments import build_arguments
 from train.engines import check_ranks
-from train.measuring.evaluation import HeldOut, Results
+from train.measuring.evaluation import HeldOut
 from train.measuring.held_out import prepare_held_out
+from train.measuring.results import Results
 from train.model import fsdp, zero3
 from train.model.attention import check_attention
 from train.model.prepare import on_original_weights, prepare_model

@@ -9,10 +9,8 @@ from typing import Any
 from configs.errors import ConfigError
 from merge.sweeping.candidates import Candidate
 from merge.sweeping.choose import Point, make_point
-from train.measuring.evaluation import Results, as_json, flat_metrics
+from train.measuring.results import Results, as_json, flat_metrics
 from train.saving.disk import write_text
-
-MEASURES = ("nll", "picture_gap", "exact_match", "chrf")
 
 
 @dataclass(frozen=True)
@@ -21,22 +19,22 @@ class Measured:
 
     point: Point
     results: dict[str, Any]
-    """As `train.measuring.evaluation.as_json` gives it."""
+    """As `train.measuring.results.as_json` gives it."""
 
     def rows(self) -> list[tuple[str, str, str, str, float, int]]:
         """(candidate, group, language, measure, value, rows it is of) of every number."""
         return [
             (self.point.name, group, code, measure, value, result["num_rows"][measure][code])
             for group, result in self.results.items()
-            for measure in MEASURES
-            for code, value in result[measure].items()
+            for measure, values in result["by_language"].items()
+            for code, value in values.items()
         ]
 
     def by_language(self, groups: Sequence[str], measure: str) -> dict[str, float]:
         """{language: mean over those of `groups` that have it}."""
         found: dict[str, list[float]] = {}
         for group in groups:
-            for code, value in self.results[group][measure].items():
+            for code, value in self.results[group]["by_language"].get(measure, {}).items():
                 found.setdefault(code, []).append(value)
         return {code: sum(values) / len(values) for code, values in sorted(found.items())}
 
@@ -70,7 +68,7 @@ class PointFiles:
 
     def write(self, candidate: Candidate, results: Results, captions: Sequence[str]) -> None:
         """Keep what was measured: on disk, whole, once this returns."""
-        means = {name: result.metrics() for name, result in results.items()}
+        means = {name: result.means() for name, result in results.items()}
         content = {
             "recipe": _describe(candidate),
             "point": asdict(make_point(candidate.name, candidate.alpha, means, captions)),

@@ -7,7 +7,6 @@ The same code measures while training, in the sweep over alpha, and from the com
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,73 +18,10 @@ from data.batches import SAMPLES, make_batch
 from data.ledger import BadRow
 from data.render import Renderer, Sample
 from train.measuring.pictures import Pictures
+from train.measuring.results import Answer, GroupKind, GroupResult, Results, kind_of
 
 log = logging.getLogger(__name__)
 MAX_BATCH_TOKENS = 2048  # packed together when losses are measured
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A generated answer beside what was wanted."""
-
-    row_id: str
-    language: str
-    question: str
-    reference: str
-    answer: str
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether the answer is the reference, but for white space at its ends."""
-        return self.answer.strip() == self.reference.strip()
-
-
-@dataclass
-class GroupResult:
-    """What was measured on one group of held-out rows; each dict is by language."""
-
-    nll: dict[str, float] = field(default_factory=dict)  # nats a supervised token
-    picture_gap: dict[str, float] = field(default_factory=dict)  # nats: shuffled minus right
-    exact_match: dict[str, float] = field(default_factory=dict)  # share of answers
-    chrf: dict[str, float] = field(default_factory=dict)  # 0 to 100
-    answers: list[Answer] = field(default_factory=list)
-    num_rows: dict[str, dict[str, int]] = field(default_factory=dict)  # measure -> language -> rows
-
-    def metrics(self) -> dict[str, float]:
-        """Return the mean over languages of each measure, and each by language."""
-        found: dict[str, float] = {}
-        for name in ("nll", "picture_gap", "exact_match", "chrf"):
-            by_language = getattr(self, name)
-            if by_language:
-                found[name] = float(np.mean(list(by_language.values())))
-                found |= {f"{name}/{code}": value for code, value in by_language.items()}
-        return found
-
-    def describe(self) -> str:
-        """Return the means over languages in a line."""
-        mean = self.metrics()
-        told = [f"{mean['nll']:.3f} nats a token"] if "nll" in mean else []
-        told += [f"picture gap {mean['picture_gap']:.2f}"] if "picture_gap" in mean else []
-        told += [f"{mean['exact_match']:.0%} exact"] if "exact_match" in mean else []
-        told += [f"chrF {mean['chrf']:.1f}"] if "chrf" in mean else []
-        return ", ".join(told)
-
-
-Results = dict[str, GroupResult]
-
-
-def flat_metrics(results: Results) -> dict[str, float]:
-    """Return `<group>/<measure>[/<language>]`: value, for logs."""
-    return {
-        f"{group}/{name}": value
-        for group, result in results.items()
-        for name, value in result.metrics().items()
-    }
-
-
-def as_json(results: Results) -> dict[str, Any]:
-    """Return the results as plain values."""
-    return {name: asdict(result) | {"mean": result.metrics()} for name, result in results.items()}
 
 
 class HeldOut:
@@ -142,19 +78,19 @@ class HeldOut:
     def _measure_group(
         self, model: Any, samples: Sequence[Sample], *, generate: bool
     ) -> GroupResult:
-        result = GroupResult()
+        result = GroupResult(kind_of([sample.row for sample in samples]))
         nll = self.losses(model, samples, samples)
-        result.nll = _by_language(samples, nll)
-        result.num_rows["nll"] = _count(samples)
-        if all(sample.row.images for sample in samples):
-            result.picture_gap, compared = self._picture_gap(model, samples, nll)
-            result.num_rows["picture_gap"] = _count(compared)
+        result.add("nll", _by_language(samples, nll), _count(samples))
+        if result.kind is GroupKind.captions:
+            gap, compared = self._picture_gap(model, samples, nll)
+            result.add("picture_gap", gap, _count(compared))
         # A paragraph without a question is for losses alone.
         asked = [sample for sample in samples if len(sample.row.turns) > 1]
         if generate and asked:
             result.answers = self.answers(model, asked)
-            result.exact_match, result.chrf = _scores(result.answers)
-            result.num_rows |= {name: _count(asked) for name in ("exact_match", "chrf")}
+            exact, chrf = _scores(result.answers)
+            result.add("exact_match", exact, _count(asked))
+            result.add("chrf", chrf, _count(asked))
         return result
 
     def _picture_gap(

@@ -3,14 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from train.measuring.evaluation import Results
+from train.measuring.results import Results, in_order, measure_of
 
-MEASURES = {
-    "nll": ("loss, nats a token", "{:.3f}"),
-    "picture_gap": ("picture gap, nats a token", "{:.3f}"),
-    "exact_match": ("answered exactly", "{:.0%}"),
-    "chrf": ("chrF", "{:.1f}"),
-}
 ABSENT = "–"
 
 
@@ -33,19 +27,15 @@ def format_table(results: dict[str, Results]) -> str:
         "|---|---|---|" + "---:|" * len(names),
     ]
     for group in _in_order(name for result in results.values() for name in result):
-        for measure, (title, form) in MEASURES.items():
-            found = {
-                name: dict(getattr(result[group], measure))
-                for name, result in results.items()
-                if group in result and getattr(result[group], measure)
-            }
-            languages = _in_order(code for values in found.values() for code in values)
-            if found:
-                cells = [_mean(found.get(name), form) for name in names]
-                lines.append(f"| **{group}** | {title} | mean | " + " | ".join(cells) + " |")
-            for code in languages:
-                cells = [_one(found.get(name), code, form) for name in names]
-                lines.append(f"| {group} | {title} | {code} | " + " | ".join(cells) + " |")
+        measured = {name: result[group] for name, result in results.items() if group in result}
+        for measure in in_order([m for result in measured.values() for m in result.by_language]):
+            told = measure_of(measure)
+            found = {name: result.by_language.get(measure) for name, result in measured.items()}
+            cells = [_mean(found.get(name), told.form) for name in names]
+            lines.append(f"| **{group}** | {told.title} | mean | " + " | ".join(cells) + " |")
+            for code in _in_order(code for values in found.values() for code in values or ()):
+                cells = [_one(found.get(name), code, told.form) for name in names]
+                lines.append(f"| {group} | {told.title} | {code} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

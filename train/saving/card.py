@@ -1,7 +1,7 @@
 """The model card of an export: what was trained, on what, and what was measured."""
 
 from configs.schema import SourceConfig, TrainConfig
-from train.measuring.evaluation import Results
+from train.measuring.results import Results, measure_of
 from train.model.what_trains import PartRow, format_table
 from train.saving.run_folder import environment
 
@@ -13,10 +13,9 @@ def model_card(config: TrainConfig, table: list[PartRow], results: Results) -> s
         for name, source in config.data.sources.items()
     )
     measured = "\n".join(
-        f"| {group} | {name} | {value:.3f} |"
+        f"| {group} | {measure_of(name).title} | {measure_of(name).form.format(value)} |"
         for group, result in results.items()
-        for name, value in result.metrics().items()
-        if "/" not in name
+        for name, value in result.means().items()
     )
     pipeline = "text-generation" if config.model.kind.value == "text_lm" else "image-text-to-text"
     packages = ", ".join(f"{k} {v}" for k, v in environment()["packages"].items() if v)

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from data.build import TrainingData
-from train.measuring.evaluation import HeldOut, Results, as_json, flat_metrics
+from train.measuring.evaluation import HeldOut
+from train.measuring.results import SCHEMA, Results, as_json, flat_metrics, stable_metrics
 from train.ranks import gather_objects
 from train.saving.run_folder import RunFolder
 from train.watching.meter import metrics_of
@@ -156,6 +157,7 @@ class RunCallback(TrainerCallback):
         watch.peaks.enter(None)
         watch.meter.go_on()
         metrics = {f"eval/{name}": value for name, value in flat_metrics(results).items()}
+        metrics |= stable_metrics(results)
         metrics["perf/evaluation_seconds"] = time.perf_counter() - start
         self.tracker.log(metrics, step)
         for name, result in results.items():
@@ -163,9 +165,8 @@ class RunCallback(TrainerCallback):
         self.trainer.measured(metrics, step)
         if self.tracker.path is not None:
             path = self.folder.evaluation / f"step-{step:06d}.json"
-            path.write_text(
-                json.dumps(as_json(results), ensure_ascii=False, indent=1), encoding="utf-8"
-            )
+            content = {"schema": SCHEMA, "step": step, "groups": as_json(results)}
+            path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
             self._log_answers(results, step)
         return results
 

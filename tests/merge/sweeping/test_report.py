@@ -24,7 +24,7 @@ ALPHAS = [0, 0.25, 0.5, 0.75, 1]
 def result(nll: dict[str, float], chrf: dict[str, float], generated: bool) -> dict[str, Any]:
     counts = {"nll": dict.fromkeys(nll, 8), "chrf": dict.fromkeys(chrf, 7)}
     return {
-        "nll": nll, "picture_gap": {}, "exact_match": {}, "chrf": chrf if generated else {},
+        "by_language": {"nll": nll} | ({"chrf": chrf} if generated else {}),
         "num_rows": counts,
     }  # fmt: skip
 

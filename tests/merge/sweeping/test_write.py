@@ -80,7 +80,7 @@ def test_what_is_written_is_what_was_measured(pipeline, tmp_path):
     file = "text_lm.json" if name == "text_lm" else f"alpha-{name}.json"
     point = json.loads((tmp_path / "out/points" / file).read_text())
     evaluated = json.loads((tmp_path / "evaluation/evaluation.json").read_text())
-    assert evaluated["chosen"] == point["results"]
+    assert evaluated["models"]["chosen"]["groups"] == point["results"]
 
 
 def test_a_target_that_is_taken_is_told_before_anything_loads(pipeline, tmp_path, monkeypatch):

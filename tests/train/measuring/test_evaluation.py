@@ -21,14 +21,12 @@ from data.render import Renderer, Sample
 from data.rows import question
 from train.evaluate_run import evaluate
 from train.measuring.evaluation import (
-    Answer,
     HeldOut,
     _other_pictures,
     _scores,
-    as_json,
-    flat_metrics,
 )
 from train.measuring.held_out import prepare_held_out
+from train.measuring.results import Answer, as_json, flat_metrics
 from train.measuring.side_by_side import format_table
 from train.model.load import load_text_lm, load_vlm
 from train.model.loss import add_token_losses
@@ -90,7 +88,9 @@ def test_losses_are_those_of_each_sample_alone(
         for code in ("en", "fr"):
             group = [s for s in samples if s.row.language == code]
             losses = [naive_nll(plain, s, tiles_of(held_out, s)) for s in group]
-            assert results[name].nll[code] == pytest.approx(mean(losses), abs=WORST_NLL)
+            assert results[name].by_language["nll"][code] == pytest.approx(
+                mean(losses), abs=WORST_NLL
+            )
 
 
 def test_a_text_lm_is_measured_on_text(pipeline):
@@ -102,7 +102,7 @@ def test_a_text_lm_is_measured_on_text(pipeline):
     assert results.keys() == {"numbers", "udhr"}
     for name, samples in held_out.groups.items():
         losses = [naive_nll(plain, s, None) for s in samples if s.row.language == "fr"]
-        assert results[name].nll["fr"] == pytest.approx(mean(losses), abs=WORST_NLL)
+        assert results[name].by_language["nll"]["fr"] == pytest.approx(mean(losses), abs=WORST_NLL)
 
 
 # ------------------------------------------------------------------------------ the picture gap
@@ -123,8 +123,10 @@ def test_the_gap_is_the_loss_with_another_picture_minus_the_loss(pipeline, held_
                   for s, other in group])
             for which in (0, 1)
         )  # fmt: skip
-        assert result.picture_gap[code] == pytest.approx(wrong - right, abs=WORST_NLL)
-    assert any(abs(gap) > 1e-5 for gap in result.picture_gap.values())
+        assert result.by_language["picture_gap"][code] == pytest.approx(
+            wrong - right, abs=WORST_NLL
+        )
+    assert any(abs(gap) > 1e-5 for gap in result.by_language["picture_gap"].values())
 
 
 def test_the_gap_of_a_blind_model_is_0(pipeline, held_out):
@@ -135,7 +137,7 @@ def test_the_gap_of_a_blind_model_is_0(pipeline, held_out):
         blind.model.multi_modal_projector.linear_2.weight.zero_()
         blind.model.multi_modal_projector.linear_2.bias.normal_()
     result = held_out.measure(blind, generate=False)["scenes"]
-    assert result.picture_gap == {"en": 0.0, "fr": 0.0}
+    assert result.by_language["picture_gap"] == {"en": 0.0, "fr": 0.0}
 
 
 def test_no_other_picture_no_gap(held_out, model):
@@ -289,7 +291,10 @@ def side_by_side(out: Any, models: dict[str, Any], *overrides: str) -> Any:
 
 def test_models_side_by_side(pipeline, tmp_path):
     models = {"text": pipeline.text, "sft": pipeline.sft, "merged": pipeline.merged}
-    found = side_by_side(tmp_path / "out", models)
+    found = {
+        name: model["groups"]
+        for name, model in side_by_side(tmp_path / "out", models)["models"].items()
+    }
     assert found["text"].keys() == {"numbers", "udhr"}
     assert found["sft"].keys() == found["merged"].keys() == {"scenes", "numbers", "udhr"}
     means = [found[name]["udhr"]["mean"]["nll"] for name in models]
