@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import CheckpointError, ConfigError
+from configs.signals import held_back
 from merge.matching.plan import MergePlan, measure_relatives, plan_merge
 from merge.proof.card import write_card
 from merge.proof.report import (
@@ -231,7 +232,12 @@ def _write(
     """Writes the weights; strangers are found out while the first bytes are written."""
     method = ready.recipe.method
     work = plan_work(ready.files, method, ready.settings)
-    with FilesWriter(work, staged, method, num_threads=num_threads, progress=progress) as writer:
+    with (
+        held_back() as has_come,
+        FilesWriter(
+            work, staged, method, num_threads=num_threads, progress=progress, stop_when=has_come
+        ) as writer,
+    ):
         writer.start_copies()
         counted = writer.compute(
             ready.settings,

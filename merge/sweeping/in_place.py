@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from configs.signals import held_back
 from merge.matching.tensor_table import TensorClass, TensorPlan
 from merge.proof.recompute import recompute
 from merge.reading.checkpoint import StoredTensor
@@ -69,11 +70,16 @@ class AlphaDial:
                 _work_out(parameters[live[PartName(plan.part, plan.name)]], plan, LINEAR, None)
 
     def set(self, recipe: Recipe) -> None:
-        """Set the decoder to what a recipe makes of the originals, with their stored dtype."""
+        """Set the decoder to what a recipe makes of the originals, with their stored dtype.
+
+        A signal takes effect after the tensors that are at work; the decoder is then between two.
+        """
         settings = recipe.for_tensors(self._table)
 
         @torch.no_grad()
         def mix(place: _Place) -> None:
+            if has_come():
+                return
             plan, chosen = place.plan, settings[place.plan.name]
             if plan.low_rank is not None:
                 _work_out(place.parameter, plan, recipe.method, chosen)
@@ -89,7 +95,11 @@ class AlphaDial:
             )
             place.parameter.copy_(mixed)
 
-        with one_thread(), ThreadPoolExecutor(self._num_threads) as threads:
+        with (
+            held_back() as has_come,
+            one_thread(),
+            ThreadPoolExecutor(self._num_threads) as threads,
+        ):
             for _ in threads.map(mix, self._places):  # raises what a thread has raised
                 pass
 

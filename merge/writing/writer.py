@@ -81,7 +81,9 @@ class FilesWriter:
         *,
         num_threads: int | None = None,
         progress: Progress | None = None,
+        stop_when: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._stop_when = stop_when
         self._work, self._progress, self._lock = work, progress, threading.Lock()
         self._method, self._uses_torch = method, uses_torch(work, method)
         self._num_threads = num_threads or choose_threads(work, self._uses_torch)
@@ -181,8 +183,7 @@ class FilesWriter:
 
     def _run(self, computer: "Computer", job: Job, target: int) -> None:
         def write(data: memoryview, offset: int) -> None:
-            if self._stopped.is_set():
-                raise _StoppedError
+            self._go_on()
             write_at(target, data, offset)
             self._tell(len(data), target)
 
@@ -190,8 +191,7 @@ class FilesWriter:
 
     def _copy(self, item: Range, target: int) -> None:
         def told(count: int) -> None:
-            if self._stopped.is_set():
-                raise _StoppedError
+            self._go_on()
             self._tell(count, target)
 
         try:
@@ -199,6 +199,11 @@ class FilesWriter:
         except BaseException:
             self._stopped.set()  # what is computed meanwhile would be for nothing
             raise
+
+    def _go_on(self) -> None:
+        """Raises where another thread has failed or the process is to end."""
+        if self._stopped.is_set() or self._stop_when():
+            raise _StoppedError
 
     def _tell(self, count: int, target: int) -> None:
         """Counts bytes written, tells of them, and sends them to the disk now and then."""
