@@ -54,7 +54,7 @@ SCHEMAS: dict[str, type] = {
     "inspect": InspectConfig,
     "export": ExportConfig,
 }
-IN_SEVERAL_PROCESSES = (TrainConfig, SweepConfig)
+IN_SEVERAL_PROCESSES = (TrainConfig, SweepConfig, EvaluateConfig)
 AGAIN = {
     "train": "; the same command goes on from the last checkpoint, or anew where there is none yet",
     "sweep": "; the same command goes on with what is not measured yet",
@@ -155,7 +155,7 @@ def _check_and_call(config: DictConfig, schema: type, task: str) -> None:
                 plain = replace(plain, **{key: path})
     if schema not in IN_SEVERAL_PROCESSES and os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError(
-            "only training and the sweep run in several processes; start this without torchrun"
+            "only train, sweep and evaluate run in several processes; start this without torchrun"
         )
     check_rules(plain)
     setup_logging()

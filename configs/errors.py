@@ -37,6 +37,10 @@ class TrainingError(VisiongraftError, RuntimeError):
     """Training cannot go on: its loss or its gradient is not a number any more."""
 
 
+class RetentionError(VisiongraftError):
+    """Held-out text has lost more than it may, and the run was told to stop at that."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error of a library says, or what it is."""
     text = str(error).strip()

@@ -17,6 +17,8 @@ from configs.schema import (
     DataConfig,
     Dtype,
     EngineKind,
+    EvaluateConfig,
+    MeasureConfig,
     ModelConfig,
     ModelKind,
     NonFinite,
@@ -29,7 +31,8 @@ from configs.schema import (
 )
 
 # Whole numbers that make no sense below this; everything else that counts must be positive.
-MINIMUM = {"num_workers": 0, "warmup_steps": 0, "seed": 0, "drop_seed": 0, "max_number": 10}
+MINIMUM = {"num_workers": 0, "warmup_steps": 0, "seed": 0, "drop_seed": 0, "max_number": 10,
+           "eval_steps": 0, "num_choices": 0, "num_examples": 0}  # fmt: skip
 MAXIMUM = {"max_number": 9999}  # what data.number_words has words for
 SHARES = ("max_bad_ratio", "min_lr_ratio")
 SHARES_BELOW_ONE = ("lora_dropout", "adam_beta1", "adam_beta2")
@@ -71,6 +74,11 @@ def check_rules(config: Any) -> None:
         problems += _stage_rules(config)
         problems += _engine_rules(config)
         problems += _best_rules(config)
+        problems += _reference_rules(config)
+    if isinstance(config, EvaluateConfig):
+        problems += _evaluate_rules(config)
+    if isinstance(getattr(config, "evaluation", None), MeasureConfig):
+        problems += _measure_rules(config.evaluation)
     if isinstance(config, SweepConfig):
         problems += _sweep_rules(config)
     if isinstance(getattr(config, "data", None), DataConfig):
@@ -257,11 +265,35 @@ def _best_rules(config: TrainConfig) -> Iterator[str]:
         if config.checkpoint.best_is_highest:
             yield "checkpoint.best_is_highest: says nothing without checkpoint.best_metric"
         return
-    if config.evaluation.eval_steps is None:
+    if config.evaluation.eval_steps == 0:
         yield f"{key}: is measured at the end alone; set evaluation.eval_steps"
-    if not any(metric.startswith(f"eval/{name}/") for name in groups):
+    stable = groups and metric.startswith(("retention/", "caption/"))
+    if not stable and not any(metric.startswith(f"eval/{name}/") for name in groups):
         names = ", ".join(f"eval/{name}/nll" for name in groups) or "none, data.held_out is empty"
         yield f"{key}: is {metric!r}, which is never measured; measured are, for example: {names}"
+
+
+def _reference_rules(config: TrainConfig) -> Iterator[str]:
+    key, mode = "evaluation.reference", config.stage.parts.decoder.mode
+    if config.evaluation.reference is None or mode is PartMode.full:
+        return
+    if mode is PartMode.lora:
+        yield f"{key}: with LoRA the original is at hand with the adapters off; leave it null"
+    else:
+        yield f"{key}: stage.parts.decoder.mode={mode.value} does not move the decoder"
+
+
+def _measure_rules(evaluation: MeasureConfig) -> Iterator[str]:
+    if evaluation.num_choices == 1:
+        yield "evaluation.num_choices: is 1, the right caption alone; give 2 or more, or 0"
+
+
+def _evaluate_rules(config: EvaluateConfig) -> Iterator[str]:
+    if (config.model is None) is not bool(config.models):
+        yield (
+            "give model=DIR, or models={name: DIR, other: DIR} for several side by side"
+            + (", not both" if config.models else "")
+        )
 
 
 def _parts(config: TrainConfig) -> Any:

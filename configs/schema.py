@@ -88,6 +88,13 @@ class WandbMode(Enum):
     offline = "offline"
 
 
+class Alarm(Enum):
+    """What to do when held-out text has lost more than it may."""
+
+    warn = "warn"  # say so, with the languages that lost most
+    stop = "stop"  # also save a checkpoint and end the run, exit code 1
+
+
 class EngineKind(Enum):
     """How several processes share the work."""
 
@@ -347,17 +354,32 @@ class MeasureConfig:
     """How much is measured on data.held_out."""
 
     max_rows: int = 128  # rows of a source and language at most
-    generate: bool = True  # also answer by greedy search, for exact match and chrF
+    generate: bool = True  # also answer by greedy search, for exact match, chrF, BLEU and CIDEr
+    max_answers: int = 128  # rows of a source and language that are answered, the first ones
     max_new_tokens: int = 48
     batch_size: int = 32  # conversations answered at once
+    num_choices: int = 0  # captions among which the right one is to be found; 0: not measured
+    blind: bool = False  # measure all that is about pictures once more with the pictures blanked
 
 
 @dataclass
 class EvaluationConfig(MeasureConfig):
-    """What is measured on data.held_out, and when."""
+    """What is measured on data.held_out, and when: at step 0, every eval_steps, and at the end."""
 
-    eval_steps: int | None = None  # steps between measurements; null: only at start and end
-    eval_on_start: bool = True
+    max_rows: int = 64  # the same rows each time
+    max_answers: int = 16
+    num_choices: int = 4
+    blind: bool = True  # at step 0 and at the end
+    # Steps between measurements. null: a tenth of the run, at least 50; 0: at start and end alone
+    eval_steps: int | None = None
+    eval_on_start: bool = True  # false: of step 0, only the text losses that later ones are held
+    # against
+    # Folder or hub id of the LM that the decoder was: KL to it is measured where the decoder trains
+    # in full. With LoRA it is at hand, with the adapters off, and none is given
+    reference: str | None = None
+    # Nats a token that held-out text may lose over step 0, mean over languages; null: no alarm
+    max_text_loss_increase: float | None = 0.05
+    on_text_loss_increase: Alarm = Alarm.warn
 
 
 @dataclass
@@ -477,17 +499,28 @@ class SweepConfig(MethodConfig):
 
 
 @dataclass
-class EvaluateConfig:
-    """`python -m train.evaluate`"""
+class CompareConfig(MeasureConfig):
+    """What is measured of finished models."""
 
-    models: dict[str, str] = MISSING  # name in the table -> folder or hub id
-    out: str = MISSING  # folder for evaluation.json, report.md and pictures
+    num_choices: int = 4
+    blind: bool = True
+    reference: str | None = None  # folder or hub id of the text LM that KL is measured to
+
+
+@dataclass
+class EvaluateConfig:
+    """`python -m train.evaluate`, under torchrun too"""
+
+    model: str | None = None  # one model: folder or hub id of a text LM or vision-language model
+    models: dict[str, str] = field(default_factory=dict)  # several: name in the table -> the same
+    out: str = MISSING  # folder for evaluation.json, report.md, report.html and pictures
     seed: int = 0
     dry_run: bool = False  # check everything, print the plan, measure nothing
     num_examples: int = 6  # held-out pictures, and as many text questions, to show with answers
     data: DataConfig = field(default_factory=DataConfig)  # `held_out` of it is read
     engine: ThreadsConfig = field(default_factory=ThreadsConfig)
-    evaluation: MeasureConfig = field(default_factory=MeasureConfig)
+    evaluation: CompareConfig = field(default_factory=CompareConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
 
 @dataclass

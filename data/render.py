@@ -38,6 +38,11 @@ class Sample:
     num_tiles: tuple[int, ...]  # of each picture
 
     @property
+    def language(self) -> str:
+        """ISO 639-1, of the row."""
+        return self.row.language
+
+    @property
     def num_tokens(self) -> int:
         """T, image tokens included."""
         return len(self.input_ids)

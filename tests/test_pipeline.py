@@ -72,7 +72,7 @@ def test_a_run_folder_tells_all_about_its_run(pipeline):
     lines = metrics(folder)
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 4]
     assert {name.split("/")[0] for line in lines for name in line} == {
-        "step", "train", "data", "eval",
+        "step", "train", "data", "eval", "retention", "caption",
     }  # fmt: skip
     raw = json.loads((folder / "metrics.jsonl").read_text().splitlines()[2])
     for name in ("tokens", "supervised_tokens", "tiles", "images", "samples"):

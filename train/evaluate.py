@@ -1,6 +1,7 @@
 """Measure models side by side on the same held-out rows.
 
-python -m train.evaluate 'models={before: DIR, after: DIR, merged: DIR}' out=DIR
+visiongraft evaluate 'models={before: DIR, after: DIR, merged: DIR}' out=DIR
+torchrun --nproc_per_node 8 train/evaluate.py model=DIR out=DIR
 """
 
 if not __package__:  # run by path: our `data` must win over any other on sys.path

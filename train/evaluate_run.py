@@ -1,108 +1,212 @@
-"""The work of `python -m train.evaluate`: one table, and pictures with every model's caption."""
+"""The work of `visiongraft evaluate`: one table, and pictures with every model's answer."""
 
 import json
 import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 from transformers import AutoConfig
 
 from configs.errors import ConfigError
-from configs.schema import EvaluateConfig
+from configs.schema import Attention, EvaluateConfig
 from data.processor import load, load_processor
-from data.render import Renderer
+from data.render import Renderer, Sample
 from data.rows import Row
-from train.measuring.evaluation import HeldOut
+from train.measuring.evaluation import HeldOut, first_of_each_language
 from train.measuring.held_out import prepare_held_out
-from train.measuring.results import SCHEMA, Results, as_json
+from train.measuring.reference import load_reference
+from train.measuring.results import SCHEMA, Results, as_json, flat_metrics, stable_metrics
+from train.measuring.scores import signatures_of
+from train.measuring.shares import all_ranks
+from train.measuring.shown import save_pictures
 from train.measuring.side_by_side import Example, format_examples, format_table
 from train.model.load import load_text_lm, load_vlm
 from train.model.loss import add_token_losses, check_against_text_class
 from train.process import set_up_process
+from train.ranks import device_of_rank, num_ranks, rank
+from train.saving.run_folder import environment, to_plain
+from train.watching.tracking import Tracker, start_tracker
 
 log = logging.getLogger(__name__)
+PICTURE_SIDE = 448  # pixels: what a judge is shown too
+ONE = "model"  # the name of a model that is measured alone
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """Measure each model on `data.held_out`; write evaluation.json, report.md and pictures."""
+    """Measure each model on `data.held_out`; write evaluation.json, reports and pictures."""
     set_up_process(config.engine.num_threads, config.seed)
-    out = Path(config.out)
-    if out.exists() and any(out.iterdir()):
+    out, models = Path(config.out), models_of(config)
+    if rank() == 0 and out.exists() and any(out.iterdir()):
         raise ConfigError(f"out={config.out!r} is not empty; give a new folder")
     if config.dry_run:
-        for name, path in config.models.items():
+        for name, path in models.items():
             log.info("%s: %s (%s)", name, path, _config_of(path).model_type)
         return
-    results: dict[str, Results] = {}
-    shown: HeldOut | None = None
-    for name, path in config.models.items():
-        log.info("measuring %s (%s)", name, path)
-        results[name], held_out = _measure(path, config)
-        shown = shown if shown is not None and shown.num_groups >= held_out.num_groups else held_out
-    assert shown is not None
-    out.mkdir(parents=True, exist_ok=True)
-    models = {
-        name: {"path": config.models[name], "groups": as_json(result)}
-        for name, result in results.items()
-    }
-    content = {"schema": SCHEMA, "models": models}
-    text = json.dumps(content, ensure_ascii=False, indent=1)
-    (out / "evaluation.json").write_text(text, encoding="utf-8")
-    examples = _examples(results, shown, out, config.num_examples)
-    report = f"{format_table(results)}\n\n{format_examples(examples, list(results))}\n"
-    (out / "report.md").write_text(report, encoding="utf-8")
-    log.info("wrote %s", out / "report.md")
+    with _together():
+        results: dict[str, Results] = {}
+        seconds: dict[str, float] = {}
+        shown: HeldOut | None = None
+        for name, path in models.items():
+            log.info("measuring %s (%s)", name, path)
+            started = time.perf_counter()
+            results[name], held_out = _measure(path, config)
+            seconds[name] = time.perf_counter() - started
+            if shown is None or shown.num_groups < held_out.num_groups:
+                shown = held_out
+        assert shown is not None
+        if rank() == 0:
+            out.mkdir(parents=True, exist_ok=True)
+            _write(config, results, seconds, shown)
+
+
+def models_of(config: EvaluateConfig) -> dict[str, str]:
+    """Return {name in the table: folder or hub id}."""
+    return {ONE: config.model} if config.model is not None else config.models
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Let the processes of torchrun find each other."""
+    if num_ranks() == 1:
+        yield
+        return
+    distributed.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
 
 
 def _measure(path: str, config: EvaluateConfig) -> tuple[Results, HeldOut]:
     processing_class = load_processor(path)
-    data = config.data
+    evaluation = config.evaluation
     is_text_lm = not hasattr(processing_class, "image_processor")
     held_out = prepare_held_out(
-        data, config.evaluation, Renderer(processing_class), seed=config.seed, text_only=is_text_lm
+        config.data,
+        evaluation,
+        Renderer(processing_class),
+        seed=config.seed,
+        text_only=is_text_lm,
     )
     model: Any = (load_text_lm if is_text_lm else load_vlm)(path, dtype="auto")
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device_of_rank())
     add_token_losses(model)
     check_against_text_class(model)
-    return held_out.measure(model, generate=config.evaluation.generate), held_out
+    original = None
+    if evaluation.reference is not None:
+        half = model.dtype != torch.float32
+        original = load_reference(evaluation.reference, held_out, Attention.sdpa, half=half)
+    results = held_out.measure(
+        model,
+        generate=evaluation.generate,
+        blind=evaluation.blind,
+        ranks=all_ranks(),
+        original=original,
+    )
+    return results, held_out
 
 
 def _config_of(path: str) -> Any:
     return load("model", AutoConfig, path)
 
 
-def _examples(
-    results: dict[str, Results], held_out: HeldOut, out: Path, num_examples: int
-) -> list[Example]:
-    """Save pictures spread over the held-out rows, with what every model says of them."""
-    (out / "pictures").mkdir(exist_ok=True)
-    chosen = []
+def _write(
+    config: EvaluateConfig, results: dict[str, Results], seconds: dict[str, float], shown: HeldOut
+) -> None:
+    """Write all files of an evaluation, and log it."""
+    out, models = Path(config.out), models_of(config)
+    content = {
+        "schema": SCHEMA,
+        "settings": to_plain(config),
+        "environment": environment(),
+        "signatures": signatures_of(max(results.values(), key=len)),
+        "models": {
+            name: {
+                "path": models[name],
+                "seconds": round(seconds[name], 1),
+                "groups": as_json(result),
+            }
+            for name, result in results.items()
+        },
+    }
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    (out / "evaluation.json").write_text(text, encoding="utf-8")
+    answered = [
+        sample
+        for group in shown.groups.values()
+        for sample in first_of_each_language(_asked(group), config.evaluation.max_answers)
+    ]
+    pictured = [sample for sample in answered if sample.row.images]
+    pictures = save_pictures(pictured, shown.digests(pictured), out, side=PICTURE_SIDE)
+    examples = [
+        _example(results, group, row, pictures)
+        for group, row in _chosen(shown, answered, config.num_examples)
+    ]
+    report = f"{format_table(results)}\n\n{format_examples(examples, list(results))}\n"
+    (out / "report.md").write_text(report, encoding="utf-8")
+    log.info("wrote %s", out / "report.md")
+    _track(config, results)
+
+
+def _track(config: EvaluateConfig, results: dict[str, Results]) -> None:
+    """Log one run with a step for each model, and the table of all."""
+    out = Path(config.out)
+    tracker: Tracker = start_tracker(
+        config.tracker, out, job_type="evaluate", run_config=to_plain(config), first_process=True
+    )
+    for step, (name, result) in enumerate(results.items()):
+        metrics = {f"eval/{key}": value for key, value in flat_metrics(result).items()}
+        tracker.log({"evaluate/model": name, **metrics, **stable_metrics(result)}, step)
+    rows = [
+        [name, group, measure, code, value]
+        for name, result in results.items()
+        for group, found in result.items()
+        for measure, values in found.by_language.items()
+        for code, value in values.items()
+    ]
+    columns = ["model", "group", "measure", "language", "value"]
+    tracker.log_table("evaluate/results", columns, rows, len(results))
+    for name in ("evaluation.json", "report.md"):
+        tracker.save_file(out / name)
+    tracker.finish()
+
+
+def _asked(samples: Sequence[Sample]) -> list[Sample]:
+    return [sample for sample in samples if len(sample.row.turns) > 1]
+
+
+def _chosen(
+    held_out: HeldOut, answered: Sequence[Sample], num_examples: int
+) -> Iterator[tuple[str, Row]]:
+    """Yield rows with pictures, then rows without, spread over those that were answered."""
+    taken = {id(sample) for sample in answered}
     for with_picture in (True, False):
         rows = [
             (name, sample.row)
             for name, samples in held_out.groups.items()
             for sample in samples
-            if bool(sample.row.images) is with_picture and len(sample.row.turns) > 1
+            if id(sample) in taken and bool(sample.row.images) is with_picture
         ]
         step = max(1, len(rows) // max(1, num_examples))
         # An odd step meets every language in turn, also where they come in turn.
-        chosen += rows[:: step | 1][:num_examples]
-    return [_example(results, name, row, out, at) for at, (name, row) in enumerate(chosen, 1)]
+        yield from rows[:: step | 1][:num_examples]
 
 
-def _example(results: dict[str, Results], group: str, row: Row, out: Path, number: int) -> Example:
-    picture = out / "pictures" / f"{number}.png"  # ids may hold what file names may not
-    if row.images:
-        row.images[0].load().resize((128, 128)).save(picture)
+def _example(
+    results: dict[str, Results], group: str, row: Row, pictures: dict[str, str]
+) -> Example:
     answers = {
         name: next((a.answer for a in result[group].answers if a.row_id == str(row)), "")
         for name, result in results.items()
         if group in result
     }
     return Example(
-        picture=str(picture.relative_to(out)) if row.images else None,
+        picture=pictures.get(str(row)),
         language=row.language,
         question=row.turns[-2].text,
         reference=row.turns[-1].text,

@@ -17,7 +17,6 @@ from configs.errors import CheckpointError, ConfigError
 from configs.schema import ExportConfig, ModelKind, TrainConfig
 from configs.strict import to_dataclass
 from data.processor import load_processor
-from train.measuring.results import Results, from_json
 from train.model.build import build_model
 from train.model.load import load_text_lm, load_vlm
 from train.model.what_trains import PartRow, set_what_trains
@@ -32,6 +31,7 @@ from train.saving.checkpoints import (
 )
 from train.saving.disk import folder_bytes, format_bytes, free_bytes
 from train.saving.export import export_model
+from train.saving.measured import results_at
 from train.saving.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def export(config: ExportConfig) -> None:
         processing_class,
         out,
         dtype=getattr(torch, run.model.dtype.value),
-        card=model_card(run, table, measured_at(folder, step_of(checkpoint))),
+        card=model_card(run, table, results_at(folder, step_of(checkpoint))),
         verify=config.verify,
     )
 
@@ -149,11 +149,3 @@ def _check_base(run: TrainConfig) -> None:
             f"the adapter's base has weights that were drawn at random ({', '.join(made_up)} is "
             "null), which no file holds; let the run end, it exports what it has in memory"
         )
-
-
-def measured_at(folder: RunFolder, step: int) -> Results:
-    """Return what was measured on held-out rows at a step, where that was done."""
-    path = folder.evaluation / f"step-{step:06d}.json"
-    if not path.is_file():
-        return {}
-    return from_json(json.loads(path.read_text(encoding="utf-8"))["groups"])

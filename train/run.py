@@ -46,6 +46,7 @@ from train.saving.run_folder import RunFolder, to_plain
 from train.schedule import planned_steps
 from train.trainer import GraftTrainer
 from train.watching.callbacks import RunCallback
+from train.watching.measuring import Measuring, build_measuring
 from train.watching.meter import Meter, flops_of
 from train.watching.stability import SpikeWatch
 from train.watching.step_watch import StepWatch
@@ -76,9 +77,11 @@ def train(config: TrainConfig) -> None:
     renderer, data = build_training_data(config.model, config.data, seed=config.seed)
     held_out = prepare_held_out(config.data, config.evaluation, renderer, seed=config.seed)
     model, table = prepare_model(config, renderer.processing_class)
+    num_steps = planned_steps(config, data)
+    measuring = build_measuring(config, model, num_steps, held_out)
     run = Run(
-        config, folder, model, table, renderer.processing_class, data, held_out,
-        planned_steps(config, data), checkpoint, keeping,
+        config, folder, model, table, renderer.processing_class, data, held_out, measuring,
+        num_steps, checkpoint, keeping,
     )  # fmt: skip
     log_data(config, data, run.num_steps, num_ranks(), None)
     log.info("stage %s: what trains\n%s", config.stage.name, format_table(table))
@@ -101,6 +104,7 @@ class Run:
     processing_class: Any
     data: TrainingData
     held_out: HeldOut
+    measuring: Measuring
     num_steps: int
     checkpoint: Path | None  # to go on from
     keeping: Keeping
@@ -140,6 +144,7 @@ def train_and_export(run: Run) -> None:
             last = checkpoint_at(folder.checkpoints, trainer.state.global_step)
             callback.close()
             stop.end_if_agreed(last)
+            callback.end_if_forgotten(last)
             results = callback.evaluate(trainer.model, step=run.num_steps)
             stop.end_if_agreed(last)
             export_run(config, folder, trainer, run.table, results)
@@ -220,16 +225,13 @@ def build_trainer(
 
 def build_callback(run: Run, tracker: Tracker) -> RunCallback:
     """Return what logs, measures and shows progress between steps."""
-    evaluation = run.config.evaluation
     return RunCallback(
         tracker,
         run.folder,
         run.held_out,
         run.data,
         name=run.config.stage.name,
-        eval_on_start=evaluation.eval_on_start,
-        eval_steps=evaluation.eval_steps,
-        generate=evaluation.generate,
+        measuring=run.measuring,
         peak_flops=peak_flops(run.config.engine.peak_tflops, device_of_rank()),
     )
 

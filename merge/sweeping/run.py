@@ -141,7 +141,8 @@ def _measure(
     longest = 0.0
     for candidate in mine:
         dial.set(candidate.recipe)
-        results = held_out.measure(model, generate=config.evaluation.generate)
+        evaluation = config.evaluation
+        results = held_out.measure(model, generate=evaluation.generate, blind=evaluation.blind)
         board.points.write(candidate, results, captions)
         board.is_full()
         now = time.monotonic()

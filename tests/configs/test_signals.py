@@ -80,7 +80,8 @@ def test_no_thread_outlives_its_pool(raising):
             with held_back() as has_come, ThreadPoolExecutor(2) as pool:
                 list(pool.map(work, [has_come] * 8))
 
+    others = threading.active_count()  # of the test runner
     for attempt in range(300):
         with pytest.raises(ToldError):
             work_until_it_comes(attempt * 2e-5)
-        assert threading.active_count() <= 2  # the timer may be at its end
+        assert threading.active_count() <= others + 1  # the timer may be at its end

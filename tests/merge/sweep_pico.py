@@ -10,6 +10,7 @@ from configs.command import load_config
 HELD_OUT = [
     "data.languages=[en,fr]", "data.held_out.scenes.num_rows=4", "data.held_out.numbers.num_rows=4",
     "evaluation.max_rows=2", "evaluation.max_new_tokens=4", "engine.num_threads=1",
+    "evaluation.num_choices=2", "evaluation.blind=true",
 ]  # fmt: skip
 NAMES = ["0", "0.5", "1", "falling"]
 FILES = ["config.json", "sweep.json", "sweep.csv", "sweep_languages.csv", "sweep.md"]

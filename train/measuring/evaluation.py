@@ -1,27 +1,43 @@
 """What the model knows, measured on held-out rows: text kept, pictures seen, answers given.
 
 The same code measures while training, in the sweep over alpha, and from the command line. A
-`HeldOut` is prepared once and measured on many models.
+`HeldOut` is prepared once and measured on many models. docs/EVALUATION.md tells each measure.
 """
 
-import logging
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
-from sacrebleu.metrics.chrf import CHRF
 
-from data.batches import SAMPLES, make_batch
 from data.ledger import BadRow
 from data.render import Renderer, Sample
+from train.measuring.conversations import Scored, other_answers, other_pictures, with_answer_of
+from train.measuring.original import AtHand
 from train.measuring.pictures import Pictures
-from train.measuring.results import Answer, GroupKind, GroupResult, Results, kind_of
+from train.measuring.reading import PackedReader, Reader
+from train.measuring.results import (
+    BLIND,
+    Answer,
+    ByLanguage,
+    GroupKind,
+    GroupResult,
+    Results,
+    kind_of,
+)
+from train.measuring.scores import score_answers
+from train.measuring.shares import ALONE, Ranks
 
-log = logging.getLogger(__name__)
-MAX_BATCH_TOKENS = 2048  # packed together when losses are measured
+
+@dataclass(frozen=True)
+class What:
+    """What is measured beside losses and the picture gap."""
+
+    generate: bool = True  # answers
+    blind: bool = False  # everything of pictures once more with the pictures blanked
 
 
 class HeldOut:
@@ -34,6 +50,8 @@ class HeldOut:
         *,
         batch_size: int,
         max_new_tokens: int,
+        max_answers: int | None = None,
+        num_choices: int = 0,
         skip: bool = False,
         left_out: Sequence[BadRow] = (),
     ) -> None:
@@ -44,6 +62,8 @@ class HeldOut:
             renderer: with the processor of the model to be measured.
             batch_size: conversations answered at once.
             max_new_tokens: of an answer.
+            max_answers: rows of a group and language that are answered; None: all.
+            num_choices: captions among which the right one is to be found; 0: not measured.
             skip: leave out samples whose pictures cannot be decoded, and say so.
             left_out: rows that could not be made samples.
 
@@ -52,6 +72,7 @@ class HeldOut:
         """
         self.renderer = renderer
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+        self.max_answers, self.num_choices = max_answers, num_choices
         self.pictures = Pictures(renderer.image_processor)
         readable = partial(self.pictures.check, skip=skip)
         self.groups = {name: list(filter(readable, group)) for name, group in groups.items()}
@@ -62,153 +83,225 @@ class HeldOut:
         """Groups that hold rows."""
         return sum(bool(group) for group in self.groups.values())
 
-    def measure(self, model: Any, *, generate: bool = True) -> Results:
-        """Measure every group. The model needs `add_token_losses`; its mode is put back."""
+    @property
+    def num_rows(self) -> int:
+        """Rows of all groups."""
+        return sum(map(len, self.groups.values()))
+
+    def measure(
+        self,
+        model: Any,
+        *,
+        generate: bool = True,
+        blind: bool = False,
+        text_losses_alone: bool = False,
+        ranks: Ranks = ALONE,
+        original: AtHand | None = None,
+    ) -> Results:
+        """Measure every group. The model needs `add_token_losses`; its mode is put back.
+
+        Args:
+            model: whose answers and losses are measured.
+            generate: let it answer.
+            blind: measure what is about pictures once more with the pictures blanked.
+            text_losses_alone: measure the losses of groups of text, and nothing else.
+            ranks: processes that measure together; all get all results.
+            original: of which text rows tell how far the model is from it (KL).
+        """
         was_training = model.training
         model.eval()
-        with torch.no_grad():
-            results = {
-                name: self._measure_group(model, group, generate=generate)
-                for name, group in self.groups.items()
-                if group
-            }
-        model.train(was_training)
-        return results
+        reader = PackedReader(model, self.renderer, self.pictures, self.max_new_tokens, original)
+        try:
+            with torch.no_grad():
+                return {
+                    name: _Group(self, self._choices[name], reader, ranks).measure(
+                        group, What(generate and not text_losses_alone, blind)
+                    )
+                    for name, group in self.groups.items()
+                    if group and not (text_losses_alone and _has_pictures(group))
+                }
+        finally:
+            model.train(was_training)
 
-    def _measure_group(
-        self, model: Any, samples: Sequence[Sample], *, generate: bool
-    ) -> GroupResult:
+    @cached_property
+    def _choices(self) -> dict[str, list[list[Sample]]]:
+        """For each sample of a group, it and its rivals with other captions; empty without any."""
+        found: dict[str, list[list[Sample]]] = {}
+        for name, group in self.groups.items():
+            found[name] = []
+            if self.num_choices and kind_of([s.row for s in group]) is GroupKind.captions:
+                rivals = other_answers(group, self.digests(group), self.num_choices - 1)
+                found[name] = [
+                    [s, *(with_answer_of(self.renderer, s, group[j]) for j in others)]
+                    for s, others in zip(group, rivals, strict=True)
+                    if others
+                ]
+        return found
+
+    def digests(self, samples: Sequence[Sample]) -> list[str]:
+        """Return what tells the pictures of samples apart."""
+        return [self.pictures.digest(sample) for sample in samples]
+
+
+class _Group:
+    """One group of rows while it is measured on one model."""
+
+    def __init__(
+        self, held_out: HeldOut, choices: list[list[Sample]], reader: Reader, ranks: Ranks
+    ) -> None:
+        self._held_out, self._choices = held_out, choices
+        self._reader, self._ranks = reader, ranks
+
+    def measure(self, samples: Sequence[Sample], what: What) -> GroupResult:
+        """Return everything that is asked for."""
         result = GroupResult(kind_of([sample.row for sample in samples]))
-        nll = self.losses(model, samples, samples)
-        result.add("nll", _by_language(samples, nll), _count(samples))
-        if result.kind is GroupKind.captions:
-            gap, compared = self._picture_gap(model, samples, nll)
-            result.add("picture_gap", gap, _count(compared))
+        right = self._add_losses(result, samples)
+        has_pictures = result.kind is GroupKind.captions
+        if has_pictures:
+            self._add_gap(result, samples, right)
+            self._add_choice(result, blind=False)
+            if what.blind:
+                self._add_blind_losses(result, samples)
+                self._add_choice(result, blind=True)
         # A paragraph without a question is for losses alone.
         asked = [sample for sample in samples if len(sample.row.turns) > 1]
-        if generate and asked:
-            result.answers = self.answers(model, asked)
-            exact, chrf = _scores(result.answers)
-            result.add("exact_match", exact, _count(asked))
-            result.add("chrf", chrf, _count(asked))
+        asked = first_of_each_language(asked, self._held_out.max_answers)
+        if what.generate and asked:
+            self._add_answers(result, asked, blind=what.blind and has_pictures)
         return result
 
-    def _picture_gap(
-        self, model: Any, samples: Sequence[Sample], right: Sequence[torch.Tensor]
-    ) -> tuple[dict[str, float], list[Sample]]:
-        """Return by language the nats a token that another row's picture costs, and the rows.
+    def _add_losses(self, result: GroupResult, samples: Sequence[Sample]) -> list[torch.Tensor]:
+        diverges = result.kind is GroupKind.text and self._reader.has_original
+        scored = [Scored(sample, sample) for sample in samples]
+        found = self._losses(scored, diverges=diverges)
+        nll = [losses for losses, _ in found]
+        result.add("nll", _by_language(samples, nll), _count(samples))
+        if diverges:
+            divergence = [values for _, values in found if values is not None]
+            result.add("kl", _by_language(samples, divergence), _count(samples))
+        return nll
+
+    def _add_gap(
+        self, result: GroupResult, samples: Sequence[Sample], right: Sequence[torch.Tensor]
+    ) -> None:
+        """By language the nats a token that another row's picture costs.
 
         A row for which no other picture of as many tiles and with another answer is held out has
         no gap and is left out of the mean.
         """
-        others = _other_pictures(samples, [self.pictures.digest(sample) for sample in samples])
-        compared = [i for i, other in enumerate(others) if other is not None]
-        chosen = [samples[i] for i in compared]
-        shown = [samples[other] for other in others if other is not None]
-        if not chosen:
-            return {}, []
-        wrong = _by_language(chosen, self.losses(model, chosen, shown))
-        base = _by_language(chosen, [right[i] for i in compared])
-        return {code: value - base[code] for code, value in wrong.items()}, chosen
+        others = other_pictures(samples, self._held_out.digests(samples))
+        pairs = [(i, other) for i, other in enumerate(others) if other is not None]
+        if not pairs:
+            return
+        chosen = [samples[i] for i, _ in pairs]
+        wrong = self._losses([Scored(samples[i], samples[other]) for i, other in pairs])
+        base = _by_language(chosen, [right[i] for i, _ in pairs])
+        shuffled = _by_language(chosen, [losses for losses, _ in wrong])
+        gap = {code: value - base[code] for code, value in shuffled.items()}
+        result.add("picture_gap", gap, _count(chosen))
 
-    def losses(
-        self, model: Any, samples: Sequence[Sample], shown: Sequence[Sample]
-    ) -> list[torch.Tensor]:
-        """Return for each sample [S] nats of its supervised tokens, with pictures of `shown`."""
-        found: list[torch.Tensor] = []
-        for chunk in _chunks(samples):
-            batch = make_batch([_without_images(samples[i]) for i in chunk], None)
-            told = batch.pop(SAMPLES)
-            tiles = [self.pictures.tiles(shown[i]) for i in chunk if shown[i].row.images]
-            if tiles:
-                batch["pixel_values"] = torch.cat(tiles).to(model.dtype)
-            batch = {key: value.to(model.device) for key, value in batch.items()}
-            losses = model(**batch, token_losses=True).cpu()
-            found += losses.split([sample.num_supervised for sample in told])
-        return found
+    def _add_blind_losses(self, result: GroupResult, samples: Sequence[Sample]) -> None:
+        found = self._losses([Scored(sample, sample, is_blank=True) for sample in samples])
+        losses = _by_language(samples, [losses for losses, _ in found])
+        result.add(f"{BLIND}nll", losses, _count(samples))
 
-    def answers(self, model: Any, samples: Sequence[Sample]) -> list[Answer]:
-        """Answer the last question of each sample by greedy search, in batches."""
-        tokenizer = self.renderer.tokenizer
-        answers: list[str] = [""] * len(samples)
-        # Alike lengths together: less padding, and fewer that wait for the longest answer.
-        order = sorted(range(len(samples)), key=lambda i: samples[i].num_tokens)
-        for start in range(0, len(order), self.batch_size):
-            chunk = order[start : start + self.batch_size]
-            inputs = self._prompts([samples[i] for i in chunk], model)
-            out = model.generate(
-                **inputs,
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=self.renderer.stop_token_id,
-            )
-            texts = tokenizer.batch_decode(
-                out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-            )
-            for i, text in zip(chunk, texts, strict=True):
-                answers[i] = text
-        return [
+    def _add_choice(self, result: GroupResult, *, blind: bool) -> None:
+        """By language the share of rows whose own caption has the lowest loss, nats a token."""
+        if not self._choices:
+            return
+        scored = [Scored(s, row[0], is_blank=blind) for row in self._choices for s in row]
+        means = iter([float(losses.double().mean()) for losses, _ in self._losses(scored)])
+        right = []
+        for row in self._choices:
+            own, *others = [next(means) for _ in row]
+            right.append(torch.tensor([float(own < min(others))]))
+        rows = [row[0] for row in self._choices]
+        name = f"{BLIND if blind else ''}choice_accuracy"
+        result.add(name, _by_language(rows, right), _count(rows))
+
+    def _add_answers(self, result: GroupResult, samples: Sequence[Sample], *, blind: bool) -> None:
+        said = self._answers(samples, is_blank=False)
+        blind_said = self._answers(samples, is_blank=True) if blind else [None] * len(samples)
+        result.answers = [
             Answer(
                 row_id=str(sample.row),
                 language=sample.row.language,
                 question=sample.row.turns[-2].text,
                 reference=sample.row.turns[-1].text,
                 answer=text,
+                blind_answer=blind_text,
             )
-            for sample, text in zip(samples, answers, strict=True)
+            for sample, text, blind_text in zip(samples, said, blind_said, strict=True)
         ]
+        for prefix, texts in (("", said), (BLIND, blind_said)):
+            told = [text for text in texts if text is not None]
+            if told:
+                for name, values in self._score(result, told).items():
+                    result.add(f"{prefix}{name}", values, _count(samples))
 
-    def _prompts(self, samples: Sequence[Sample], model: Any) -> dict[str, torch.Tensor]:
-        """Return left-padded prompts: input_ids and attention_mask [B, T], pixel_values."""
-        encoded = self.renderer.tokenizer(
-            [self.renderer.prompt(sample.row) for sample in samples],
-            add_special_tokens=False,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        )
-        inputs = {name: encoded[name].to(model.device) for name in ("input_ids", "attention_mask")}
-        shown = [self.pictures.tiles(sample) for sample in samples if sample.row.images]
-        if shown:
-            inputs["pixel_values"] = torch.cat(shown).to(model.device, model.dtype)
-        return inputs
-
-
-def _chunks(samples: Sequence[Sample]) -> Iterator[list[int]]:
-    chunk: list[int] = []
-    used = 0
-    for index, sample in enumerate(samples):
-        if chunk and used + sample.num_tokens > MAX_BATCH_TOKENS:
-            yield chunk
-            chunk, used = [], 0
-        chunk.append(index)
-        used += sample.num_tokens
-    yield chunk
-
-
-def _without_images(sample: Sample) -> Sample:
-    row = sample.row
-    bare = type(row)(row.id, row.source, row.language, row.turns)
-    return Sample(bare, sample.input_ids, sample.supervised, sample.num_tiles)
-
-
-def _other_pictures(samples: Sequence[Sample], digests: Sequence[str]) -> list[int | None]:
-    """Return for each sample the next one with another picture, of as many tiles, and another
-    answer. One picture captioned in several languages is one picture."""
-    total = len(samples)
-
-    def fits(index: int, other: int) -> bool:
-        return (
-            samples[other].num_tiles == samples[index].num_tiles
-            and samples[other].row.turns[-1].text != samples[index].row.turns[-1].text
-            and digests[other] != digests[index]
+    def _score(self, result: GroupResult, said: list[str]) -> dict[str, ByLanguage]:
+        return score_answers(
+            [answer.language for answer in result.answers],
+            said,
+            [answer.reference for answer in result.answers],
+            captions=result.kind is GroupKind.captions,
         )
 
-    return [
-        next((j % total for j in range(i + 1, i + total) if fits(i, j % total)), None)
-        for i in range(total)
-    ]
+    def _losses(
+        self, scored: Sequence[Scored], *, diverges: bool = False
+    ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Return for each [S] nats of its supervised tokens, and [S] nats of KL where asked for."""
+        work = partial(self._reader.losses, diverges=diverges)
+        return self._in_batches(scored, self._reader.chunks(scored), work)
+
+    def _answers(self, samples: Sequence[Sample], *, is_blank: bool) -> list[str]:
+        work = partial(self._reader.answers, is_blank=is_blank, in_step=self._ranks.in_step)
+        batches = self._reader.batches(samples, self._held_out.batch_size)
+        return self._in_batches(samples, batches, work)
+
+    def _in_batches(
+        self,
+        items: Sequence[Any],
+        batches: Sequence[Sequence[int]],
+        work: Callable[[list[Any]], Sequence[Any]],
+    ) -> list[Any]:
+        """Return what `work` makes of each item, batch by batch over all ranks."""
+        found: list[Any] = [None] * len(items)
+        # Batches with pictures apart from those without: in step, all ranks run the vision parts.
+        for _, alike in itertools.groupby(batches, lambda batch: bool(items[batch[0]].row.images)):
+            together = list(alike)
+            done = self._ranks.map(lambda batch: list(work([items[i] for i in batch])), together)
+            for batch, values in zip(together, done, strict=True):
+                for index, value in zip(batch, values, strict=True):
+                    found[index] = value
+        return found
+
+
+class HasLanguage(Protocol):
+    """A sample or an answer."""
+
+    @property
+    def language(self) -> str:
+        """ISO 639-1."""
+        ...
+
+
+L = TypeVar("L", bound=HasLanguage)
+
+
+def first_of_each_language(items: Sequence[L], most: int | None) -> list[L]:
+    """Return the first ones of each language, `most` at most; None: all."""
+    kept: list[L] = []
+    seen: Counter[str] = Counter()
+    for item in items:
+        seen[item.language] += 1
+        if most is None or seen[item.language] <= most:
+            kept.append(item)
+    return kept
+
+
+def _has_pictures(samples: Sequence[Sample]) -> bool:
+    return kind_of([sample.row for sample in samples]) is not GroupKind.text
 
 
 def _count(samples: Sequence[Sample]) -> dict[str, int]:
@@ -216,24 +309,9 @@ def _count(samples: Sequence[Sample]) -> dict[str, int]:
     return dict(sorted(Counter(sample.row.language for sample in samples).items()))
 
 
-def _by_language(samples: Sequence[Sample], losses: Sequence[torch.Tensor]) -> dict[str, float]:
-    """Return the mean nats a token of each language."""
+def _by_language(samples: Sequence[Sample], values: Sequence[torch.Tensor]) -> ByLanguage:
+    """Return the mean of all values (nats a token) of each language."""
     groups: dict[str, list[torch.Tensor]] = {}
-    for sample, values in zip(samples, losses, strict=True):
-        groups.setdefault(sample.row.language, []).append(values)
+    for sample, found in zip(samples, values, strict=True):
+        groups.setdefault(sample.row.language, []).append(found)
     return {code: float(torch.cat(groups[code]).double().mean()) for code in sorted(groups)}
-
-
-def _scores(answers: Sequence[Answer]) -> tuple[dict[str, float], dict[str, float]]:
-    """Return exact match and chrF (sacrebleu) by language."""
-    groups: dict[str, list[Answer]] = {}
-    for answer in answers:
-        groups.setdefault(answer.language, []).append(answer)
-    exact = {code: float(np.mean([a.is_exact for a in groups[code]])) for code in sorted(groups)}
-    chrf = {
-        code: CHRF().corpus_score(
-            [a.answer for a in groups[code]], [[a.reference for a in groups[code]]]
-        ).score
-        for code in sorted(groups)
-    }  # fmt: skip
-    return exact, chrf

@@ -57,6 +57,8 @@ def prepare_held_out(
         renderer,
         batch_size=evaluation.batch_size,
         max_new_tokens=evaluation.max_new_tokens,
+        max_answers=evaluation.max_answers,
+        num_choices=evaluation.num_choices,
         skip=ledger.skip,
         left_out=ledger.bad,
     )

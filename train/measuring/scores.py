@@ -12,6 +12,7 @@ from sacrebleu.metrics.chrf import CHRF
 
 from configs.errors import ConfigError, first_line
 from train.measuring.cider import ORDERS, SIGMA, cider_scores
+from train.measuring.results import Results
 
 DEFAULT_TOKENIZER = "13a"
 # sacrebleu's own choice where it has one. It advises `flores200` for the others that put no spaces
@@ -78,6 +79,13 @@ def signatures(languages: Iterable[str], *, captions: bool) -> dict[str, dict[st
             for code, tokenizer in tokenizers.items()
         }
     return found
+
+
+def signatures_of(results: Results) -> dict[str, dict[str, str]]:
+    """Return measure -> language -> how the scores of some results were computed."""
+    codes = {a.language for result in results.values() for a in result.answers}
+    captions = any("cider" in result.by_language for result in results.values())
+    return signatures(sorted(codes), captions=captions)
 
 
 def tokenizer_name(language: str) -> str:

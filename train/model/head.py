@@ -7,6 +7,7 @@ backward, but it is one number a token. Where the head trains, logits are comput
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 CHUNK = 1024  # supervised tokens whose logits are held at once: 1 GiB in float32 at K = 256,000
+DIVERGENCE_CHUNK = 256  # likewise of two models, whose logits are held several times
 
 
 def chunked_losses(
@@ -29,6 +31,44 @@ def chunked_losses(
     """
     losses: torch.Tensor = _HeadLosses.apply(states, head, wanted, logit_scale)
     return losses
+
+
+@dataclass(frozen=True)
+class Original:
+    """What another model makes of the same tokens: its states, and the head they go through."""
+
+    states: torch.Tensor  # [S, D] before the head
+    head: torch.Tensor | None = None  # [K, D] weights; None: that of the measured model
+    logit_scale: float = 1.0  # read where there is a head
+
+
+@torch.no_grad()
+def chunked_divergence(
+    states: torch.Tensor, head: torch.Tensor, logit_scale: float, original: Original
+) -> torch.Tensor:
+    """Return [S] float32: KL(original || current) of the next token, in nats.
+
+    Tokens that the original does not know (of pictures, say) have no probability by it. Where its
+    head is the taller one, padded, its rows beyond the current vocabulary are left out.
+
+    Args:
+        states: [S, D] hidden states before the head.
+        head: [K, D] weights.
+        logit_scale: factor on the logits.
+        original: of the same S tokens.
+    """
+    theirs, scale = head, logit_scale
+    if original.head is not None:
+        theirs, scale = original.head, original.logit_scale
+    num_common = min(len(head), len(theirs))
+    divergence = torch.empty(len(states), dtype=torch.float32, device=states.device)
+    ours_in, theirs_in = _compute_dtype(states), _compute_dtype(original.states)
+    weight, other_weight = head.to(ours_in), theirs[:num_common].to(theirs_in)
+    for at in _chunks(len(states), DIVERGENCE_CHUNK):
+        wanted = _logits(original.states[at].to(theirs_in), other_weight, scale).log_softmax(-1)
+        found = _logits(states[at].to(ours_in), weight, logit_scale).log_softmax(-1)[:, :num_common]
+        divergence[at] = (wanted.exp() * (wanted - found)).sum(-1)
+    return divergence
 
 
 class _HeadLosses(torch.autograd.Function):
@@ -77,9 +117,10 @@ class _HeadLosses(torch.autograd.Function):
         return of_states, of_head.to(head.dtype), None, None
 
 
-def _chunks(num_tokens: int) -> Iterator[slice]:
-    for start in range(0, num_tokens, CHUNK):
-        yield slice(start, start + CHUNK)
+def _chunks(num_tokens: int, size: int | None = None) -> Iterator[slice]:
+    size = size or CHUNK
+    for start in range(0, num_tokens, size):
+        yield slice(start, start + size)
 
 
 def _compute_dtype(states: torch.Tensor) -> torch.dtype:

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from configs.errors import CheckpointError
 from data.render import IGNORED
 from train.model.attention import boundaries
-from train.model.head import chunked_losses
+from train.model.head import Original, chunked_divergence, chunked_losses
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +36,24 @@ def logit_scale_of(model: PreTrainedModel) -> float:
 def add_token_losses(model: PreTrainedModel) -> None:
     """Let `model(..., labels=labels, token_losses=True)` return [S] nats of supervised tokens.
 
-    Without the flag the forward is the one it was. The flag passes through PEFT, DDP and DeepSpeed,
-    whose hooks need the model to be called, not its parts.
+    With `token_states=True` it returns their [S, D] states before the head instead, and with
+    `original=` (states of another model) the losses and [S] nats of KL(original || this model).
+    Without a flag the forward is the one it was. Flags pass through PEFT, DDP and DeepSpeed, whose
+    hooks need the model to be called, not its parts.
     """
     inner_forward = model.forward
     scale = logit_scale_of(model)
 
     @functools.wraps(type(model).forward)
-    def forward(self: Any, *args: Any, token_losses: bool = False, **kwargs: Any) -> Any:
-        if not token_losses:
+    def forward(
+        self: Any,
+        *args: Any,
+        token_losses: bool = False,
+        token_states: bool = False,
+        original: Original | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if not (token_losses or token_states):
             return inner_forward(*args, **kwargs)
         labels = kwargs.pop("labels")
         kwargs["use_cache"] = False
@@ -52,8 +61,13 @@ def add_token_losses(model: PreTrainedModel) -> None:
         without_pictures = self.training and kwargs.get("pixel_values") is None
         with _vision_beside_text(self) if without_pictures else contextlib.nullcontext():
             hidden = self.model(*args, **kwargs).last_hidden_state
+        if token_states:
+            return _supervised(hidden, labels)[0]
         with _whole(self.get_output_embeddings().weight) as head:
-            return supervised_losses(hidden, labels, head, scale)
+            losses = supervised_losses(hidden, labels, head, scale)
+            if original is None:
+                return losses
+            return losses, chunked_divergence(_supervised(hidden, labels)[0], head, scale, original)
 
     model.forward = types.MethodType(forward, model)
 
@@ -69,9 +83,15 @@ def supervised_losses(
         head: [K, D] weights of the LM head.
         logit_scale: factor on the logits.
     """
+    states, wanted = _supervised(hidden, labels)
+    return chunked_losses(states, wanted, head, logit_scale)
+
+
+def _supervised(hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return [S, D] the states that predict supervised tokens, and [S] those tokens."""
     targets = labels[:, 1:]
     chosen = targets != IGNORED
-    return chunked_losses(hidden[:, :-1][chosen], targets[chosen], head, logit_scale)
+    return hidden[:, :-1][chosen], targets[chosen]
 
 
 def vision_parameters(model: Any) -> Iterator[nn.Parameter]:

@@ -6,21 +6,41 @@ import math
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from configs.errors import RetentionError
 from data.build import TrainingData
-from train.measuring.evaluation import HeldOut
-from train.measuring.results import SCHEMA, Results, as_json, flat_metrics, stable_metrics
+from data.render import Sample
+from train.measuring.evaluation import HeldOut, first_of_each_language
+from train.measuring.results import (
+    SCHEMA,
+    GroupResult,
+    Results,
+    as_json,
+    flat_metrics,
+    stable_metrics,
+)
+from train.measuring.retention import add_increase
+from train.measuring.scores import signatures_of
+from train.measuring.shown import describe_change, save_pictures
 from train.ranks import gather_objects
+from train.saving.measured import results_at, results_before
 from train.saving.run_folder import RunFolder
+from train.watching.measuring import Measuring
 from train.watching.meter import metrics_of
 from train.watching.tracking import Tracker
 
 log = logging.getLogger(__name__)
 MOST_SHOWN = 3  # rows that are named
+MOST_ANSWERS = 8  # of a group and language, in tables and as pictures
+PICTURE_SIDE = 256  # pixels
+ANSWER_COLUMNS = ["row", "picture", "language", "question", "reference", "answer", "blind answer",
+                  "answer before", "change"]  # fmt: skip
 
 
 class RunCallback(TrainerCallback):
@@ -34,22 +54,23 @@ class RunCallback(TrainerCallback):
         data: TrainingData,
         *,
         name: str,
-        eval_on_start: bool,
-        eval_steps: int | None,
-        generate: bool,
+        measuring: Measuring,
         peak_flops: float | None = None,
     ) -> None:
         """Set `trainer` before training starts: its counts are logged."""
         self.tracker, self.folder, self.held_out, self.data = tracker, folder, held_out, data
-        self.eval_on_start, self.eval_steps, self.generate = eval_on_start, eval_steps, generate
+        self.measuring = measuring
+        self.last_answers: Results | None = None  # of the measurement before
+        self.forgotten: str | None = None  # why the run is to stop
         self.name, self.peak_flops = name, peak_flops
+        self.baseline: Results | None = None  # of step 0
         self.trainer: Any = None
         self.settled_at = -1  # step up to which bad rows were shared
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the model as it is given, then start the clock and the progress bar."""
-        if self.eval_on_start and state.global_step == 0:
+        if state.global_step == 0:
             self.evaluate(kwargs["model"], step=0)
         if self.trainer.is_deepspeed_enabled:
             self.trainer.watch.listen_to(self.trainer.deepspeed)
@@ -100,9 +121,10 @@ class RunCallback(TrainerCallback):
         self.bar.update()
         self._settle_ledger(args, state)
         control.should_log |= self.trainer.watch.is_due(state.global_step)
-        due = self.eval_steps is not None and state.global_step % self.eval_steps == 0
-        if due and state.global_step < state.max_steps:
+        if self.measuring.is_due(state.global_step) and state.global_step < state.max_steps:
             self.evaluate(kwargs["model"], step=state.global_step)
+            if self.forgotten:
+                control.should_save = control.should_training_stop = True
 
     def _settle_ledger(self, args: Any, state: Any) -> None:
         """Share the bad rows met since the last time, where metrics are logged, and at the end."""
@@ -144,43 +166,111 @@ class RunCallback(TrainerCallback):
                 ledger.check_ratio()
 
     def evaluate(self, model: Any, *, step: int) -> Results:
-        """Measure the held-out rows; every rank does the same, which every engine can do."""
+        """Measure the held-out rows; all ranks do so together, and all get the results."""
         start = time.perf_counter()
-        num_rows = sum(map(len, self.held_out.groups.values()))
-        if num_rows:
-            log.info("measuring %d held-out rows", num_rows)
+        if self.held_out.num_rows:
+            log.info("measuring %d held-out rows", self.held_out.num_rows)
         watch = self.trainer.watch
         watch.meter.pause()
         watch.peaks.enter("evaluation")
         with self.trainer.accelerator.autocast():  # also around generation, as in training
-            results = self.held_out.measure(model, generate=self.generate)
+            results = self.measuring.measure(self.held_out, model, step)
         watch.peaks.enter(None)
         watch.meter.go_on()
+        add_increase(results, self._baseline(results, step))
         metrics = {f"eval/{name}": value for name, value in flat_metrics(results).items()}
         metrics |= stable_metrics(results)
         metrics["perf/evaluation_seconds"] = time.perf_counter() - start
         self.tracker.log(metrics, step)
         for name, result in results.items():
             log.info("step %d, %s: %s", step, name, result.describe())
+        self._mind(results, step)
         self.trainer.measured(metrics, step)
         if self.tracker.path is not None:
-            path = self.folder.evaluation / f"step-{step:06d}.json"
-            content = {"schema": SCHEMA, "step": step, "groups": as_json(results)}
-            path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-            self._log_answers(results, step)
+            self._keep(results, step)
         return results
 
+    def _baseline(self, results: Results, step: int) -> Results:
+        """Return what was measured at step 0, as the first rank has kept it, also before a resume.
+
+        Only that rank has the run folder for certain.
+        """
+        if step == 0:
+            self.baseline = results
+        if self.baseline is None:
+            kept = results_at(self.folder, 0) if self.tracker.path is not None else None
+            self.baseline = gather_objects(kept)[0] or {}
+        return self.baseline
+
+    def _mind(self, results: Results, step: int) -> None:
+        told = self.measuring.alarm.check(results, step)
+        if told is None:
+            return
+        log.warning(told)
+        if self.measuring.stops:
+            self.forgotten = told
+
+    def end_if_forgotten(self, checkpoint: Path) -> None:
+        """End the run where its text has lost more than it may. All ranks call this together.
+
+        Raises:
+            RetentionError: with what to do.
+        """
+        if self.forgotten:
+            raise RetentionError(
+                f"{self.forgotten}\n  the run has stopped; {checkpoint} is kept. Go on by the same "
+                "command with evaluation.on_text_loss_increase=warn or a higher limit, or export "
+                f"it: visiongraft export run={self.folder.path} checkpoint={checkpoint.name} "
+                "out=DIR"
+            )
+
+    def _keep(self, results: Results, step: int) -> None:
+        """Write what was measured, pictures to it, and a table of answers."""
+        content = {
+            "schema": SCHEMA,
+            "step": step,
+            "signatures": signatures_of(results),
+            "groups": as_json(results),
+        }
+        path = self.folder.evaluation / f"step-{step:06d}.json"
+        path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+        if not (self.folder.evaluation / "pictures.json").is_file():
+            self._save_pictures()
+        if self.last_answers is None:
+            self.last_answers = results_before(self.folder, step)
+        self._log_answers(results, step)
+        self.last_answers = results
+
+    def _save_pictures(self) -> None:
+        samples = [s for group in self.held_out.groups.values() for s in _shown(group)]
+        digests = self.held_out.digests(samples)
+        save_pictures(samples, digests, self.folder.evaluation, side=PICTURE_SIDE)
+
     def _log_answers(self, results: Results, step: int) -> None:
-        columns = ["row", "picture", "language", "question", "reference", "answer"]
         for name, result in results.items():
+            shown = _shown(self.held_out.groups[name])
             pictures = {
                 str(sample.row): sample.row.images[0].load()
-                for sample in self.held_out.groups[name][:32]
-                if sample.row.images and self.tracker.wandb_run is not None
+                for sample in shown
+                if self.tracker.shows_pictures
+            }
+            before = {
+                answer.row_id: answer.answer
+                for answer in (self.last_answers or {}).get(name, GroupResult()).answers
             }
             rows = [
-                [a.row_id, pictures.get(a.row_id), a.language, a.question, a.reference, a.answer]
-                for a in result.answers[:32]
-            ]
+                [
+                    a.row_id, pictures.get(a.row_id), a.language, a.question, a.reference,
+                    a.answer, a.blind_answer, before.get(a.row_id),
+                    describe_change(before.get(a.row_id), a.answer, a.reference),
+                ]
+                for a in first_of_each_language(result.answers, MOST_ANSWERS)
+            ]  # fmt: skip
             if rows:
-                self.tracker.log_table(f"eval/{name}/answers", columns, rows, step)
+                self.tracker.log_table(f"eval/{name}/answers", ANSWER_COLUMNS, rows, step)
+
+
+def _shown(samples: Sequence[Sample]) -> list[Sample]:
+    """Return the samples whose pictures people are shown."""
+    asked = [sample for sample in samples if sample.row.images and len(sample.row.turns) > 1]
+    return first_of_each_language(asked, MOST_ANSWERS)

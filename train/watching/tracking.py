@@ -29,6 +29,11 @@ class Tracker:
         """Append to `path`; None writes nothing."""
         self.path, self.wandb_run = path, wandb_run
 
+    @property
+    def shows_pictures(self) -> bool:
+        """Whether pictures in tables are kept."""
+        return self.wandb_run is not None
+
     def log(self, metrics: dict[str, Any], step: int) -> None:
         """Log numbers under their names at an optimizer step (or a point of a sweep)."""
         if self.path is None:

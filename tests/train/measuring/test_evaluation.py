@@ -9,24 +9,21 @@ from typing import Any
 import pytest
 import torch
 from pico_runs import FAST, SCENES
-from sacrebleu import corpus_chrf
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
-import train.measuring.evaluation
+import train.measuring.reading
 from configs.command import load_config
 from configs.errors import CheckpointError, ConfigError
 from data.processor import load_processor
 from data.render import Renderer, Sample
 from data.rows import question
 from train.evaluate_run import evaluate
-from train.measuring.evaluation import (
-    HeldOut,
-    _other_pictures,
-    _scores,
-)
+from train.measuring.conversations import other_pictures
+from train.measuring.evaluation import HeldOut
 from train.measuring.held_out import prepare_held_out
-from train.measuring.results import Answer, as_json, flat_metrics
+from train.measuring.reading import PackedReader
+from train.measuring.results import as_json, flat_metrics
 from train.measuring.side_by_side import format_table
 from train.model.load import load_text_lm, load_vlm
 from train.model.loss import add_token_losses
@@ -80,7 +77,7 @@ def tiles_of(held_out: HeldOut, sample: Sample) -> Any:
 def test_losses_are_those_of_each_sample_alone(
     max_batch_tokens, pipeline, held_out, model, monkeypatch
 ):
-    monkeypatch.setattr(train.measuring.evaluation, "MAX_BATCH_TOKENS", max_batch_tokens)
+    monkeypatch.setattr(train.measuring.reading, "MAX_BATCH_TOKENS", max_batch_tokens)
     plain = AutoModelForImageTextToText.from_pretrained(pipeline.sft).eval()
     results = held_out.measure(model, generate=False)
     assert results.keys() == {"scenes", "numbers", "udhr"}
@@ -113,7 +110,7 @@ def test_the_gap_is_the_loss_with_another_picture_minus_the_loss(pipeline, held_
     result = held_out.measure(model, generate=False)["scenes"]
     samples = held_out.groups["scenes"]
     digests = [held_out.pictures.digest(s) for s in samples]
-    others = [i or 0 for i in _other_pictures(samples, digests)]
+    others = [i or 0 for i in other_pictures(samples, digests)]
     for code in ("en", "fr"):
         group = [(s, samples[i]) for s, i in zip(samples, others, strict=True)
                  if s.row.language == code]  # fmt: skip
@@ -147,20 +144,20 @@ def test_no_other_picture_no_gap(held_out, model):
         for s in held_out.groups["scenes"]
     ]
     digests = [held_out.pictures.digest(s) for s in held_out.groups["scenes"]]
-    assert _other_pictures(samples, digests) == [None] * len(samples)
+    assert other_pictures(samples, digests) == [None] * len(samples)
 
 
 def test_one_picture_in_many_languages_is_one_picture(held_out):
     """Else the gap of the commonest multilingual set, captions by language, would go to 0."""
     samples = held_out.groups["scenes"]
     same = [held_out.pictures.digest(samples[0])] * len(samples)
-    assert _other_pictures(samples, same) == [None] * len(samples)
+    assert other_pictures(samples, same) == [None] * len(samples)
 
 
 def test_another_picture_has_as_many_tiles(held_out):
     samples = [replace(s, num_tiles=(1 + i % 2,)) for i, s in enumerate(held_out.groups["scenes"])]
     digests = [held_out.pictures.digest(s) for s in held_out.groups["scenes"]]
-    others = _other_pictures(samples, digests)
+    others = other_pictures(samples, digests)
     assert any(other is not None for other in others)
     for i, other in enumerate(others):
         assert other is None or (other != i and samples[other].num_tiles == samples[i].num_tiles)
@@ -208,33 +205,19 @@ def test_batched_answers_are_greedy_answers_one_at_a_time(early, pipeline):
         held_out.renderer.stop_token_id = ends[0]
     wanted = [told(sample) for sample in samples]
     assert len({len(tokens) for tokens in wanted}) > 1 or not early
-    answers = held_out.answers(model.eval(), samples)
-    assert len({answer.answer for answer in answers}) > 1
+    reader = PackedReader(model.eval(), held_out.renderer, held_out.pictures, 12)
+    answers = [""] * len(samples)
+    for batch in reader.batches(samples, 4):
+        for index, text in zip(batch, reader.answers([samples[i] for i in batch]), strict=True):
+            answers[index] = text
+    assert len(set(answers)) > 1
     decode = held_out.renderer.tokenizer.decode
-    for sample, answer, tokens in zip(samples, answers, wanted, strict=True):
-        assert answer.answer == decode(tokens, skip_special_tokens=True)
-        assert (answer.row_id, answer.question) == (str(sample.row), sample.row.turns[0].text)
-        assert answer.reference == sample.row.turns[1].text
-
-
-def answer(language: str, reference: str, said: str) -> Answer:
-    return Answer("row", language, "?", reference, said)
-
-
-def test_exact_match_and_chrf_by_hand():
-    exact, chrf = _scores([
-        answer("en", "a cat", " a cat\n"), answer("en", "a dog", "a cow"),
-        answer("fr", "un chat", "un chat"), answer("hi", "बिल्ली", ""),
-    ])  # fmt: skip
-    assert exact == {"en": 0.5, "fr": 1.0, "hi": 0.0}
-    assert list(chrf) == ["en", "fr", "hi"] and chrf["fr"] == 100 and chrf["hi"] == 0
-    wanted = corpus_chrf([" a cat\n", "a cow"], [["a cat", "a dog"]]).score
-    assert chrf["en"] == wanted and 0 < wanted < 100
-
-
-def test_letters_case_and_order_count():
-    exact, _ = _scores([answer("en", "sun, key", s) for s in ("key, sun", "Sun, key", "sun,  key")])
-    assert exact == {"en": 0.0}
+    for answer, tokens in zip(answers, wanted, strict=True):
+        assert answer == decode(tokens, skip_special_tokens=True)
+    told = held_out.measure(model)["scenes"].answers  # as many, in the rows' order
+    for sample, text, each in zip(samples, answers, told, strict=False):
+        assert (each.row_id, each.question) == (str(sample.row), sample.row.turns[0].text)
+        assert (each.answer, each.reference) == (text, sample.row.turns[1].text)
 
 
 # ------------------------------------------------------------------------------ the results
@@ -304,8 +287,8 @@ def test_models_side_by_side(pipeline, tmp_path):
     assert f"| **udhr** | loss, nats a token | mean | {row} |" in report
     assert "| **scenes** | answered exactly | mean | – |" in report
     pictures = sorted((tmp_path / "out/pictures").iterdir())
-    assert [path.name for path in pictures] == ["1.png", "2.png", "3.png"]
-    assert all(f"![](pictures/{path.name})" in report for path in pictures)
+    assert [path.name for path in pictures] == ["1.png", "2.png", "3.png", "4.png"]
+    assert sum(f"![](pictures/{path.name})" in report for path in pictures) == 3
 
 
 def test_a_dry_run_names_the_models(pipeline, tmp_path, caplog):

@@ -1,0 +1,62 @@
+"""What people see of held-out rows: small pictures in files, and how an answer has changed."""
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from sacrebleu.metrics.chrf import CHRF
+
+from data.render import Sample
+
+LOSSLESS_SIDE = 128  # pixels: a picture up to it is a PNG, a larger one a JPEG
+
+
+def save_pictures(
+    samples: Sequence[Sample], digests: Sequence[str], folder: Path, *, side: int
+) -> dict[str, str]:
+    """Save the first picture of each sample in `folder`, equal ones once, and `pictures.json`.
+
+    Args:
+        samples: with pictures.
+        digests: equal where pictures are.
+        folder: for files and for pictures.json beside it, {row id: "pictures/1.png"}.
+        side: pixels of the longer side, at most.
+
+    Returns:
+        what is in pictures.json.
+    """
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    names: dict[str, str] = {}
+    found: dict[str, str] = {}
+    for sample, digest in zip(samples, digests, strict=True):
+        if digest not in names:
+            picture = sample.row.images[0].load()
+            picture.thumbnail((side, side))
+            ending = "png" if max(picture.size) <= LOSSLESS_SIDE else "jpg"
+            names[digest] = f"pictures/{len(names) + 1}.{ending}"  # ids may hold a slash
+            picture.save(folder / names[digest], quality=88)
+        found[str(sample.row)] = names[digest]
+    text = json.dumps(found, ensure_ascii=False, indent=1)
+    (folder / "pictures.json").write_text(text, encoding="utf-8")
+    return found
+
+
+def describe_change(before: str | None, now: str, reference: str) -> str:
+    """Return how an answer differs from the one before: same, better, worse, or other.
+
+    Better is a higher chrF (sacrebleu) against the reference; other words of equal chrF are other.
+    """
+    if before is None:
+        return "first"
+    if before.strip() == now.strip():
+        return "same"
+    then, since = (_metric().sentence_score(text, [reference]).score for text in (before, now))
+    if then == since:
+        return "other"
+    return "better" if since > then else "worse"
+
+
+@cache
+def _metric() -> CHRF:
+    return CHRF()

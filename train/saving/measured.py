@@ -1,0 +1,28 @@
+"""What was measured on held-out rows, as a run folder keeps it."""
+
+import json
+import re
+from pathlib import Path
+
+from train.measuring.results import Results, from_json
+from train.saving.run_folder import RunFolder
+
+NAME = re.compile(r"step-(\d+)\.json")
+
+
+def results_at(folder: RunFolder, step: int) -> Results:
+    """Return what was measured at a step; nothing where it was not."""
+    path = folder.evaluation / f"step-{step:06d}.json"
+    if not path.is_file():
+        return {}
+    return from_json(json.loads(path.read_text(encoding="utf-8"))["groups"])
+
+
+def results_before(folder: RunFolder, step: int) -> Results:
+    """Return what was measured at the last step before one; nothing where there is none."""
+    steps = [int(found[1]) for path in _files(folder) if (found := NAME.fullmatch(path.name))]
+    return results_at(folder, max((s for s in steps if s < step), default=-1))
+
+
+def _files(folder: RunFolder) -> list[Path]:
+    return list(folder.evaluation.iterdir()) if folder.evaluation.is_dir() else []
