@@ -82,6 +82,7 @@ def run_command(config_name: str, task: str) -> None:
     def main() -> None:
         # Hydra would print errors with its own frames; this hands them on to us.
         os.environ["HYDRA_FULL_ERROR"] = "1"
+        sys.argv[1:] = [_spell_out(text, schema) for text in sys.argv[1:]]
         check_override_keys(_keys_of(filter(_is_override, sys.argv[1:])), schema, config_groups())
         sys.argv[1:] = [
             _for_hydra(text, schema) if _is_override(text) else text for text in sys.argv[1:]
@@ -112,6 +113,7 @@ def load_config(config_name: str, overrides: list[str]) -> Any:
     """Compose and check a config without a command line, for tests and scripts."""
     schema = SCHEMAS[config_name]
     register_schema(config_name)
+    overrides = [_spell_out(text, schema) for text in overrides]
     check_override_keys(_keys_of(overrides), schema, config_groups())
     given = [_for_hydra(text, schema) for text in overrides]
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
@@ -198,6 +200,12 @@ def _is_override(argument: str) -> bool:
 def _keys_of(overrides: Iterable[str]) -> list[tuple[str, str]]:
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return [(item.key_or_group, str(item.value())) for item in parsed]
+
+
+def _spell_out(argument: str, schema: type) -> str:
+    """Return `models.model=DIR` for evaluate's `model=DIR`: to Hydra that is the group `model`."""
+    short = schema is EvaluateConfig and argument.startswith("model=")
+    return f"models.{argument}" if short else argument
 
 
 def _for_hydra(override: str, schema: type) -> str:

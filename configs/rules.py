@@ -17,7 +17,6 @@ from configs.schema import (
     DataConfig,
     Dtype,
     EngineKind,
-    EvaluateConfig,
     MeasureConfig,
     ModelConfig,
     ModelKind,
@@ -75,8 +74,6 @@ def check_rules(config: Any) -> None:
         problems += _engine_rules(config)
         problems += _best_rules(config)
         problems += _reference_rules(config)
-    if isinstance(config, EvaluateConfig):
-        problems += _evaluate_rules(config)
     if isinstance(getattr(config, "evaluation", None), MeasureConfig):
         problems += _measure_rules(config.evaluation)
     if isinstance(config, SweepConfig):
@@ -286,14 +283,6 @@ def _reference_rules(config: TrainConfig) -> Iterator[str]:
 def _measure_rules(evaluation: MeasureConfig) -> Iterator[str]:
     if evaluation.num_choices == 1:
         yield "evaluation.num_choices: is 1, the right caption alone; give 2 or more, or 0"
-
-
-def _evaluate_rules(config: EvaluateConfig) -> Iterator[str]:
-    if (config.model is None) is not bool(config.models):
-        yield (
-            "give model=DIR, or models={name: DIR, other: DIR} for several side by side"
-            + (", not both" if config.models else "")
-        )
 
 
 def _parts(config: TrainConfig) -> Any:

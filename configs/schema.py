@@ -511,8 +511,8 @@ class CompareConfig(MeasureConfig):
 class EvaluateConfig:
     """`python -m train.evaluate`, under torchrun too"""
 
-    model: str | None = None  # one model: folder or hub id of a text LM or vision-language model
-    models: dict[str, str] = field(default_factory=dict)  # several: name in the table -> the same
+    # Name in the table -> folder or hub id of a text LM or vision-language model; model=DIR is one
+    models: dict[str, str] = MISSING
     out: str = MISSING  # folder for evaluation.json, report.md, report.html and pictures
     seed: int = 0
     dry_run: bool = False  # check everything, print the plan, measure nothing

@@ -92,7 +92,7 @@ def test_a_run_folder_tells_all_about_its_run(pipeline):
         "answers"
     ]
     assert answers and answers[0].keys() == {
-        "row_id", "language", "question", "reference", "answer",
+        "row_id", "language", "question", "reference", "answer", "blind_answer",
     }  # fmt: skip
 
 

@@ -34,24 +34,23 @@ from train.watching.tracking import Tracker, start_tracker
 
 log = logging.getLogger(__name__)
 PICTURE_SIDE = 448  # pixels: what a judge is shown too
-ONE = "model"  # the name of a model that is measured alone
 
 
 def evaluate(config: EvaluateConfig) -> None:
     """Measure each model on `data.held_out`; write evaluation.json, reports and pictures."""
     set_up_process(config.engine.num_threads, config.seed)
-    out, models = Path(config.out), models_of(config)
+    out = Path(config.out)
     if rank() == 0 and out.exists() and any(out.iterdir()):
         raise ConfigError(f"out={config.out!r} is not empty; give a new folder")
     if config.dry_run:
-        for name, path in models.items():
+        for name, path in config.models.items():
             log.info("%s: %s (%s)", name, path, _config_of(path).model_type)
         return
     with _together():
         results: dict[str, Results] = {}
         seconds: dict[str, float] = {}
         shown: HeldOut | None = None
-        for name, path in models.items():
+        for name, path in config.models.items():
             log.info("measuring %s (%s)", name, path)
             started = time.perf_counter()
             results[name], held_out = _measure(path, config)
@@ -62,11 +61,6 @@ def evaluate(config: EvaluateConfig) -> None:
         if rank() == 0:
             out.mkdir(parents=True, exist_ok=True)
             _write(config, results, seconds, shown)
-
-
-def models_of(config: EvaluateConfig) -> dict[str, str]:
-    """Return {name in the table: folder or hub id}."""
-    return {ONE: config.model} if config.model is not None else config.models
 
 
 @contextmanager
@@ -119,7 +113,7 @@ def _write(
     config: EvaluateConfig, results: dict[str, Results], seconds: dict[str, float], shown: HeldOut
 ) -> None:
     """Write all files of an evaluation, and log it."""
-    out, models = Path(config.out), models_of(config)
+    out = Path(config.out)
     content = {
         "schema": SCHEMA,
         "settings": to_plain(config),
@@ -127,7 +121,7 @@ def _write(
         "signatures": signatures_of(max(results.values(), key=len)),
         "models": {
             name: {
-                "path": models[name],
+                "path": config.models[name],
                 "seconds": round(seconds[name], 1),
                 "groups": as_json(result),
             }

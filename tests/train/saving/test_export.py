@@ -17,6 +17,7 @@ from configs.command import load_config
 from data.processor import load_processor
 from data.render import Renderer
 from train.measuring.held_out import prepare_held_out
+from train.measuring.reading import PackedReader
 from train.model.load import load_vlm
 from train.model.parts import map_names
 from train.model.prepare import prepare_model
@@ -113,7 +114,14 @@ def asked(pipeline) -> Any:
         )
         load = AutoModelForCausalLM if text_only else AutoModelForImageTextToText
         model = load.from_pretrained(path).eval()
-        return held_out.groups[group], held_out.answers(model, held_out.groups[group])
+        samples = held_out.groups[group]
+        reader = PackedReader(model, held_out.renderer, held_out.pictures, held_out.max_new_tokens)
+        said = dict(
+            item
+            for batch in reader.batches(samples, held_out.batch_size)
+            for item in zip(batch, reader.answers([samples[i] for i in batch]), strict=True)
+        )
+        return samples, [said[i] for i in range(len(samples))]
 
     return {
         "sft": answers(pipeline.sft, "scenes"),
@@ -219,7 +227,7 @@ def test_the_card_tells_what_was_done(pipeline):
     head, body = card.split("---\n")[1:3]
     assert "pipeline_tag: image-text-to-text" in head and "library_name: transformers" in head
     assert "stage `sft`, seed 0" in body and "- `scenes`: emoji_scenes" in body
-    assert "| scenes | nll |" in body and "| udhr | nll |" in body
+    assert "| scenes | loss, nats a token |" in body and "| udhr | nll |" in body
     assert "pipeline_tag: text-generation" in (pipeline.text / "README.md").read_text()
 
 
@@ -345,4 +353,4 @@ def test_bfloat16(stage, pipeline, tmp_path):
     model = AutoModelForImageTextToText.from_pretrained(half / "export")
     assert model.dtype == torch.bfloat16
     answers = (half / "evaluation/step-000004.json").read_text()
-    assert json.loads(answers)["scenes"]["answers"]  # generated beside float32 projectors
+    assert json.loads(answers)["groups"]["scenes"]["answers"]  # generated beside float32 projectors

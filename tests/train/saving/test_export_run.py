@@ -73,10 +73,10 @@ def test_an_earlier_one_is_the_model_as_it_was(runs, tmp_path):
     assert same_weights(out, runs["sft"] / "checkpoints/checkpoint-2")
     assert not same_weights(out, runs["sft"] / "export")
     card = (out / "README.md").read_text()
-    assert "| scenes | nll |" in card  # measured at step 2
+    assert "| scenes | loss, nats a token |" in card  # measured at step 2
     export_of(runs["sft"], tmp_path / "three", "checkpoint=checkpoint-3", "verify=false")
     card = (tmp_path / "three/README.md").read_text()
-    assert "| scenes | nll |" not in card and "Reloaded" not in card
+    assert "| scenes | loss, nats a token |" not in card and "Reloaded" not in card
 
 
 def test_the_best(runs, tmp_path):
