@@ -14,9 +14,11 @@ from configs.languages import LANGUAGES
 from configs.schema import (
     DEEPSPEED,
     AdapterConfig,
+    Artifacts,
     DataConfig,
     Dtype,
     EngineKind,
+    MergeConfig,
     ModelConfig,
     ModelKind,
     NonFinite,
@@ -25,6 +27,7 @@ from configs.schema import (
     SourceConfig,
     SourceKind,
     SweepConfig,
+    TrackerConfig,
     TrainConfig,
 )
 
@@ -50,6 +53,7 @@ POSITIVE = (
     "peak_tflops",
     "device_memory_gib",
 )
+NOT_IN_PROJECTS = "/\\#?%:"  # wandb 0.31, Settings.validate_project
 SCHEDULE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 TEXT_LM = "text_lm"  # what a sweep calls the text LM where alpha 0 of its method is something else
 BY_METHOD = ("alpha", "text_weight", "density")  # merge.recipe knows what a method can take
@@ -73,6 +77,8 @@ def check_rules(config: Any) -> None:
         problems += _best_rules(config)
     if isinstance(config, SweepConfig):
         problems += _sweep_rules(config)
+    if isinstance(getattr(config, "tracker", None), TrackerConfig):
+        problems += _tracker_rules(config.tracker, is_merge=isinstance(config, MergeConfig))
     if isinstance(getattr(config, "data", None), DataConfig):
         problems += _data_rules(config.data)
     if problems:
@@ -141,6 +147,17 @@ def _sweep_rules(config: SweepConfig) -> Iterator[str]:
                 f"schedules.{name}: the name is that of a file; a letter, then letters, digits, "
                 f"_ or -, and not {TEXT_LM}"
             )
+
+
+def _tracker_rules(tracker: TrackerConfig, *, is_merge: bool) -> Iterator[str]:
+    if tracker.artifacts is Artifacts.upload and not tracker.wandb:
+        yield "tracker.artifacts: is upload, but artifacts are W&B's: tracker.wandb=true"
+    wrong = [char for char in NOT_IN_PROJECTS if char in tracker.project]
+    if wrong or not tracker.project:
+        told = f"holds {' '.join(wrong)}, which W&B refuses" if wrong else "is empty"
+        yield f"tracker.project: is {tracker.project!r}, which {told}; an account is tracker.entity"
+    if is_merge and tracker.tensorboard:
+        yield "tracker.tensorboard: a merge has no curve to show; tracker=wandb keeps its report"
 
 
 def _model_rules(model: ModelConfig) -> Iterator[str]:

@@ -88,6 +88,14 @@ class WandbMode(Enum):
     offline = "offline"
 
 
+class Artifacts(Enum):
+    """Exports, merges and checkpoints that are kept, as artifacts of W&B with their lineage."""
+
+    none = "none"
+    reference = "reference"  # names, sizes and checksums of files; the files stay where they are
+    upload = "upload"  # the files too
+
+
 class EngineKind(Enum):
     """How several processes share the work."""
 
@@ -365,10 +373,12 @@ class TrackerConfig:
     """Where metrics go besides metrics.jsonl, which is always written."""
 
     wandb: bool = True
+    tensorboard: bool = False  # events in tensorboard/ of the run folder; both may be on
     mode: WandbMode = WandbMode.auto
     project: str = "visiongraft"
     entity: str | None = None
     group: str | None = None  # one group for the runs of a pipeline
+    artifacts: Artifacts = Artifacts.reference
     logging_steps: int = 10
 
 
@@ -437,6 +447,7 @@ class MergeConfig(AlphaConfig, MethodConfig):
     # That read, compute and write; null: one a core, as far as 256 MiB allow (8; 4 with torch)
     num_threads: int | None = None
     dry_run: bool = False  # check everything, print the plan, write nothing
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)  # W&B, where it is asked for
 
 
 @dataclass

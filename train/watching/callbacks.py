@@ -16,8 +16,8 @@ from train.measuring.evaluation import HeldOut
 from train.measuring.results import SCHEMA, Results, as_json, flat_metrics, stable_metrics
 from train.ranks import gather_objects
 from train.saving.run_folder import RunFolder
+from train.tracking.tracker import Tracker
 from train.watching.meter import metrics_of
-from train.watching.tracking import Tracker
 
 log = logging.getLogger(__name__)
 MOST_SHOWN = 3  # rows that are named
@@ -176,7 +176,7 @@ class RunCallback(TrainerCallback):
             pictures = {
                 str(sample.row): sample.row.images[0].load()
                 for sample in self.held_out.groups[name][:32]
-                if sample.row.images and self.tracker.wandb_run is not None
+                if sample.row.images and self.tracker.shows_pictures
             }
             rows = [
                 [a.row_id, pictures.get(a.row_id), a.language, a.question, a.reference, a.answer]

@@ -26,7 +26,7 @@ from train.evaluate_run import evaluate
 from train.measuring.held_out import prepare_held_out
 from train.model.load import load_text_lm, load_vlm
 from train.model.loss import add_token_losses
-from train.watching.tracking import Tracker
+from train.tracking.tracker import Tracker
 
 ALPHAS = [0, 0.5, 1, None]
 
