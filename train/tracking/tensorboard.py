@@ -7,6 +7,7 @@ from typing import Any
 from configs.errors import ConfigError
 from train.saving.disk import told_when_full
 
+CONFIG_FILE = "resolved_config.yaml"
 FOLDER = "tensorboard"  # in the run folder
 
 
@@ -16,14 +17,14 @@ class TensorBoard:
     shows_pictures = True
 
     def __init__(self, folder: Path, *, done: int = -1) -> None:
-        """Open an events file; what an earlier one holds after step `done` is not shown again."""
+        """Open an events file; what earlier ones hold after step `done` is taken out of them."""
         check_tensorboard()
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = folder
         with told_when_full("TensorBoard events", folder):
-            # A SessionLog record: the reader drops what it has from that step on.
-            self.writer = SummaryWriter(str(folder), purge_step=done + 1)
+            truncate_events(folder, done)
+            self.writer = SummaryWriter(str(folder))
         self.shown: set[str] = set()  # pictures, which stay the same from one table to the next
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
@@ -31,7 +32,7 @@ class TensorBoard:
         with told_when_full("TensorBoard events", self.folder):
             for name, value in metrics.items():
                 if isinstance(value, int | float):
-                    self.writer.add_scalar(name, value, step, new_style=True)
+                    self.writer.add_scalar(name, value, step)
                 else:
                     self.writer.add_text(name, str(value), step)
             self.writer.flush()
@@ -64,8 +65,9 @@ class TensorBoard:
         """Show a small text file."""
         if path.suffix in (".yaml", ".md", ".json"):
             text = path.read_text(encoding="utf-8")
+            name = CONFIG_FILE if path.name == "config.yaml" else path.name
             is_shown_raw = path.suffix == ".md"
-            self.writer.add_text(path.name, text if is_shown_raw else f"```\n{text}\n```", 0)
+            self.writer.add_text(name, text if is_shown_raw else f"```\n{text}\n```", 0)
 
     def use_model(self, role: str, path: str) -> None:
         """TensorBoard knows no models."""
@@ -80,9 +82,31 @@ class TensorBoard:
         self.writer.close()
 
 
+def truncate_events(folder: Path, step: int) -> None:
+    """Drop events after `step`: what a killed run logged past the checkpoint it goes on from.
+
+    Rewritten, as SummaryWriter's `purge_step` leaves text, and whatever readers take as tensors.
+    """
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        kept = [e for e in LegacyEventFileLoader(str(path)).Load() if e.step <= step]
+        staging = path.with_name(f"writing.{path.name}")
+        with staging.open("wb") as file:
+            records = RecordWriter(file)
+            for event in kept:
+                records.write(event.SerializeToString())
+        staging.replace(path)
+
+
 def check_tensorboard() -> None:
     """Refuse tracker.tensorboard=true where the package is not installed."""
-    if find_spec("tensorboard") is None:
+    try:
+        is_there = find_spec("tensorboard") is not None
+    except ValueError:  # hidden on purpose
+        is_there = False
+    if not is_there:
         raise ConfigError(
             "tracker.tensorboard: is true, but tensorboard is not installed: "
             'pip install "tensorboard>=2.20", or tracker=wandb or tracker=jsonl'

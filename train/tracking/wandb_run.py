@@ -20,6 +20,8 @@ WANDB_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
 WANDB_INIT_SECONDS = 20
 ID_FILE = "wandb_id.txt"
 CONFIG_FILE = "resolved_config.yaml"  # W&B writes a config.yaml of its own over ours
+STAGING = "WANDB_DATA_DIR"
+OURS: dict[str, str] = {}  # what we have set, and may set anew for another run of this process
 MODES: tuple[Literal["online", "offline", "disabled"], ...] = ("online", "offline", "disabled")
 
 
@@ -199,6 +201,10 @@ def _init_wandb(
 ) -> Any:
     import wandb
 
+    if mode == "offline" and os.environ.get(STAGING, OURS.get(STAGING)) == OURS.get(STAGING):
+        # Where pictures of tables wait for the sync: by default in the home folder. W&B reads the
+        # variable at each artifact, and has no argument for it.
+        os.environ[STAGING] = OURS[STAGING] = str((run_dir / "wandb").resolve())
     # Nothing asks, nothing waits, and the terminal belongs to the progress bar.
     settings = wandb.Settings(
         silent=True,

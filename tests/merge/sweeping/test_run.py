@@ -11,8 +11,9 @@ import pytest
 import torch
 import wandb
 from PIL import Image
-from sweep_pico import FILES, HELD_OUT, NAMES, POINTS, configure, points_of, read_wandb, same_files
+from sweep_pico import FILES, HELD_OUT, NAMES, POINTS, configure, points_of, same_files
 from transformers import AutoModelForCausalLM
+from wandb_file import read_wandb
 
 import merge.sweeping.run
 from configs.command import load_config
