@@ -515,6 +515,18 @@ class ExportConfig(ExportOptions):
 
 
 @dataclass
+class DashboardConfig:
+    """`python -m launch.dashboard`"""
+
+    project: str = "visiongraft"  # as tracker.project
+    entity: str | None = None  # user or team; null: the default one of who is logged in
+    name: str = "visiongraft"  # of the saved view
+    # Names in data.held_out whose answers are shown as tables
+    held_out: list[str] = field(default_factory=lambda: ["scenes", "numbers"])
+    dry_run: bool = False  # print what would be saved as JSON; no account is needed
+
+
+@dataclass
 class InspectConfig:
     """`python -m data.inspect`"""
 

@@ -254,7 +254,12 @@ def resolve_mode(mode: WandbMode) -> Literal["online", "offline", "disabled"]:
     for named in MODES:
         if os.environ.get("WANDB_MODE") == named:
             return named
-    return "online" if os.environ.get("WANDB_API_KEY") or _netrc_has_key() else "offline"
+    return "online" if has_key() else "offline"
+
+
+def has_key() -> bool:
+    """Whether somebody is logged in to W&B here; nothing is asked of its server."""
+    return bool(os.environ.get("WANDB_API_KEY")) or _netrc_has_key()
 
 
 def _netrc_has_key() -> bool:
