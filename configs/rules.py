@@ -18,7 +18,6 @@ from configs.schema import (
     DataConfig,
     Dtype,
     EngineKind,
-    MergeConfig,
     ModelConfig,
     ModelKind,
     NonFinite,
@@ -78,7 +77,9 @@ def check_rules(config: Any) -> None:
     if isinstance(config, SweepConfig):
         problems += _sweep_rules(config)
     if isinstance(getattr(config, "tracker", None), TrackerConfig):
-        problems += _tracker_rules(config.tracker, is_merge=isinstance(config, MergeConfig))
+        problems += _tracker_rules(
+            config.tracker, has_curves=isinstance(config, TrainConfig | SweepConfig)
+        )
     if isinstance(getattr(config, "data", None), DataConfig):
         problems += _data_rules(config.data)
     if problems:
@@ -149,15 +150,15 @@ def _sweep_rules(config: SweepConfig) -> Iterator[str]:
             )
 
 
-def _tracker_rules(tracker: TrackerConfig, *, is_merge: bool) -> Iterator[str]:
+def _tracker_rules(tracker: TrackerConfig, *, has_curves: bool) -> Iterator[str]:
     if tracker.artifacts is Artifacts.upload and not tracker.wandb:
         yield "tracker.artifacts: is upload, but artifacts are W&B's: tracker.wandb=true"
     wrong = [char for char in NOT_IN_PROJECTS if char in tracker.project]
     if wrong or not tracker.project:
         told = f"holds {' '.join(wrong)}, which W&B refuses" if wrong else "is empty"
         yield f"tracker.project: is {tracker.project!r}, which {told}; an account is tracker.entity"
-    if is_merge and tracker.tensorboard:
-        yield "tracker.tensorboard: a merge has no curve to show; tracker=wandb keeps its report"
+    if tracker.tensorboard and not has_curves:
+        yield "tracker.tensorboard: there is no curve to show; tracker=wandb keeps the report"
 
 
 def _model_rules(model: ModelConfig) -> Iterator[str]:

@@ -499,6 +499,7 @@ class EvaluateConfig:
     data: DataConfig = field(default_factory=DataConfig)  # `held_out` of it is read
     engine: ThreadsConfig = field(default_factory=ThreadsConfig)
     evaluation: MeasureConfig = field(default_factory=MeasureConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)  # W&B, where it is asked for
 
 
 @dataclass

@@ -20,6 +20,7 @@ from train.measuring.side_by_side import Example, format_examples, format_table
 from train.model.load import load_text_lm, load_vlm
 from train.model.loss import add_token_losses, check_against_text_class
 from train.process import set_up_process
+from train.tracking.evaluated import track_evaluation
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ def evaluate(config: EvaluateConfig) -> None:
     report = f"{format_table(results)}\n\n{format_examples(examples, list(results))}\n"
     (out / "report.md").write_text(report, encoding="utf-8")
     log.info("wrote %s", out / "report.md")
+    if config.tracker.wandb:
+        track_evaluation(config, results)
 
 
 def _measure(path: str, config: EvaluateConfig) -> tuple[Results, HeldOut]:

@@ -58,7 +58,7 @@ def test_a_merge_alone_is_no_run(pipeline, tmp_path):
     assert not config.tracker.wandb
     merge(config)
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
-    with pytest.raises(ConfigError, match="a merge has no curve to show"):
+    with pytest.raises(ConfigError, match="there is no curve to show"):
         merge_config(pipeline, tmp_path / "merged", "tracker=tensorboard")
 
 
