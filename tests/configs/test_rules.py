@@ -31,7 +31,6 @@ BROKEN = {
     "optim.max_grad_norm=nan": "optim.max_grad_norm: is nan, but it is a finite number",
     "adapter.lora_dropout=1.0": "adapter.lora_dropout: is 1.0, but it is at least 0 and below 1",
     "tracker.project=team/vlm": "tracker.project: is 'team/vlm', which holds /, which W&B refuses",
-    "tracker.project=''": "tracker.project: is '', which is empty",
     "tracker.logging_steps=0": "tracker.logging_steps: is 0, but it is at least 1",
     "adapter.r=0": "adapter.r: is 0, but it is at least 1",
     "data.max_tokens=0": "data.max_tokens: is 0, but it is at least 1",
@@ -227,6 +226,7 @@ def test_artifacts_and_tensorboard_where_they_can_be():
     upload = "tracker.artifacts=upload"
     assert "artifacts are W&B's: tracker.wandb=true" in refused("train", "tracker=jsonl", upload)
     assert load_config("train", [upload]).tracker.wandb
+    assert "tracker.project: is '', which is empty" in refused("train", "tracker.project=''")
     for command, given in (("merge", MERGE), ("evaluate", ["models={a: b}", "out=c"])):
         assert "there is no curve to show" in refused(command, *given, "tracker=tensorboard")
         assert load_config(command, [*given, "tracker=wandb"]).tracker.wandb

@@ -10,9 +10,11 @@ from wandb_file import offline_runs
 
 from configs.command import load_config
 from configs.errors import ConfigError
+from configs.schema import Artifacts
 from merge.run import merge
 from merge.sweeping.run import sweep
 from train.tracking.artifacts import RECORD, digests_of, fingerprint, recorded_folder
+from train.tracking.wandb_run import WandbRun
 
 OFFLINE = ["tracker=wandb", "tracker.mode=offline", "tracker.group=pico"]
 
@@ -136,3 +138,17 @@ def test_upload_holds_the_files_and_none_holds_nothing(pipeline, tmp_path):
             assert Path(files["model.safetensors"].local_path) == root / "merged/model.safetensors"
             assert not any(entry.ref for entry in files.values())
         assert set(found.config()["inputs"]) == {"vlm", "text"}
+
+
+def test_a_model_that_w_and_b_does_not_take_ends_nothing(tmp_path, caplog):
+    class Refusing:
+        def _log_artifact(self, *_: Any, **__: Any) -> None:
+            raise ConnectionError("no route")
+
+    (tmp_path / "config.json").write_text("{}")
+    run = WandbRun(Refusing(), "sft", Artifacts.reference)
+    run.run.config = type("Config", (), {"update": lambda self, *_, **__: None})()
+    run.use_model("vlm", str(tmp_path))
+    run.log_model(tmp_path, "model", label="export")
+    assert caplog.text.count("is not told of as an artifact: no route") == 2
+    assert run.inputs == {"vlm": {"path": str(tmp_path)}} and not (tmp_path / RECORD).exists()

@@ -20,6 +20,7 @@ WANDB_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
 WANDB_INIT_SECONDS = 20
 ID_FILE = "wandb_id.txt"
 CONFIG_FILE = "resolved_config.yaml"  # W&B writes a config.yaml of its own over ours
+NOT_DECLARED = "wandb: %s is not told of as an artifact: %s"
 STAGING = "WANDB_DATA_DIR"
 OURS: dict[str, str] = {}  # what we have set, and may set anew for another run of this process
 MODES: tuple[Literal["online", "offline", "disabled"], ...] = ("online", "offline", "disabled")
@@ -73,10 +74,17 @@ class WandbRun:
         if Path(path).is_dir():
             told["path"] = str(Path(path).resolve())
             if self.artifacts is not Artifacts.none:
-                folder = recorded_folder(Path(path))
-                told |= {"artifact": folder.name, "digest": self._declare(folder, is_input=True)}
+                told |= self._declare_input(Path(path))
         self.inputs[role] = told
         self.run.config.update({"inputs": self.inputs}, allow_val_change=True)
+
+    def _declare_input(self, path: Path) -> dict[str, str]:
+        try:
+            folder = recorded_folder(path)
+            return {"artifact": folder.name, "digest": self._declare(folder, is_input=True)}
+        except Exception as error:  # of files, of W&B, of the network
+            log.warning(NOT_DECLARED, path, error)
+            return {}
 
     def log_model(
         self, path: Path, kind: str, *, label: str, aliases: tuple[str, ...] = ()
@@ -88,8 +96,8 @@ class WandbRun:
             folder = folder_of(path, f"{self.name}-{label}", kind)
             self._declare(folder, aliases=("latest", *aliases))
             folder.record()
-        except OSError as error:  # the model is there; its name in W&B is not worth a run
-            log.warning("wandb: %s is not logged as an artifact: %s", path, error)
+        except Exception as error:  # the model is there; its name in W&B is not worth a run
+            log.warning(NOT_DECLARED, path, error)
 
     def _declare(
         self, folder: ModelFolder, *, is_input: bool = False, aliases: tuple[str, ...] = ()
