@@ -29,6 +29,7 @@ from yaml import YAMLError
 from configs.errors import ConfigError, Preempted, VisiongraftError
 from configs.rules import check_rules
 from configs.schema import (
+    DashboardConfig,
     EvaluateConfig,
     ExportConfig,
     InspectConfig,
@@ -53,6 +54,7 @@ SCHEMAS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "inspect": InspectConfig,
     "export": ExportConfig,
+    "dashboard": DashboardConfig,
 }
 IN_SEVERAL_PROCESSES = (TrainConfig, SweepConfig, EvaluateConfig)
 AGAIN = {

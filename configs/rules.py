@@ -14,6 +14,7 @@ from configs.languages import LANGUAGES
 from configs.schema import (
     DEEPSPEED,
     AdapterConfig,
+    Artifacts,
     DataConfig,
     Dtype,
     EngineKind,
@@ -26,6 +27,7 @@ from configs.schema import (
     SourceConfig,
     SourceKind,
     SweepConfig,
+    TrackerConfig,
     TrainConfig,
 )
 
@@ -52,6 +54,7 @@ POSITIVE = (
     "peak_tflops",
     "device_memory_gib",
 )
+NOT_IN_PROJECTS = "/\\#?%:"  # wandb 0.31, Settings.validate_project
 SCHEDULE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 TEXT_LM = "text_lm"  # what a sweep calls the text LM where alpha 0 of its method is something else
 BY_METHOD = ("alpha", "text_weight", "density")  # merge.recipe knows what a method can take
@@ -78,6 +81,10 @@ def check_rules(config: Any) -> None:
         problems += _measure_rules(config.evaluation)
     if isinstance(config, SweepConfig):
         problems += _sweep_rules(config)
+    if isinstance(getattr(config, "tracker", None), TrackerConfig):
+        problems += _tracker_rules(
+            config.tracker, has_curves=isinstance(config, TrainConfig | SweepConfig)
+        )
     if isinstance(getattr(config, "data", None), DataConfig):
         problems += _data_rules(config.data)
     if problems:
@@ -146,6 +153,17 @@ def _sweep_rules(config: SweepConfig) -> Iterator[str]:
                 f"schedules.{name}: the name is that of a file; a letter, then letters, digits, "
                 f"_ or -, and not {TEXT_LM}"
             )
+
+
+def _tracker_rules(tracker: TrackerConfig, *, has_curves: bool) -> Iterator[str]:
+    if tracker.artifacts is Artifacts.upload and not tracker.wandb:
+        yield "tracker.artifacts: is upload, but artifacts are W&B's: tracker.wandb=true"
+    wrong = [char for char in NOT_IN_PROJECTS if char in tracker.project]
+    if wrong or not tracker.project:
+        told = f"holds {' '.join(wrong)}, which W&B refuses" if wrong else "is empty"
+        yield f"tracker.project: is {tracker.project!r}, which {told}; an account is tracker.entity"
+    if tracker.tensorboard and not has_curves:
+        yield "tracker.tensorboard: there is no curve to show; tracker=wandb keeps the report"
 
 
 def _model_rules(model: ModelConfig) -> Iterator[str]:

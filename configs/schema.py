@@ -95,6 +95,14 @@ class Alarm(Enum):
     stop = "stop"  # also save a checkpoint and end the run, exit code 1
 
 
+class Artifacts(Enum):
+    """Exports, merges and checkpoints that are kept, as artifacts of W&B with their lineage."""
+
+    none = "none"
+    reference = "reference"  # names, sizes and checksums of files; the files stay where they are
+    upload = "upload"  # the files too
+
+
 class EngineKind(Enum):
     """How several processes share the work."""
 
@@ -387,10 +395,12 @@ class TrackerConfig:
     """Where metrics go besides metrics.jsonl, which is always written."""
 
     wandb: bool = True
+    tensorboard: bool = False  # events in tensorboard/ of the run folder; both may be on
     mode: WandbMode = WandbMode.auto
     project: str = "visiongraft"
     entity: str | None = None
     group: str | None = None  # one group for the runs of a pipeline
+    artifacts: Artifacts = Artifacts.reference
     logging_steps: int = 10
 
 
@@ -459,6 +469,7 @@ class MergeConfig(AlphaConfig, MethodConfig):
     # That read, compute and write; null: one a core, as far as 256 MiB allow (8; 4 with torch)
     num_threads: int | None = None
     dry_run: bool = False  # check everything, print the plan, write nothing
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)  # W&B, where it is asked for
 
 
 @dataclass
@@ -520,7 +531,7 @@ class EvaluateConfig:
     data: DataConfig = field(default_factory=DataConfig)  # `held_out` of it is read
     engine: ThreadsConfig = field(default_factory=ThreadsConfig)
     evaluation: CompareConfig = field(default_factory=CompareConfig)
-    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)  # W&B, where it is asked for
 
 
 @dataclass
@@ -534,6 +545,18 @@ class ExportConfig(ExportOptions):
     )
     dry_run: bool = False  # check everything, print the plan, write nothing
     engine: ThreadsConfig = field(default_factory=ThreadsConfig)
+
+
+@dataclass
+class DashboardConfig:
+    """`python -m launch.dashboard`"""
+
+    project: str = "visiongraft"  # as tracker.project
+    entity: str | None = None  # user or team; null: the default one of who is logged in
+    name: str = "visiongraft"  # of the saved view
+    # Names in data.held_out whose answers are shown as tables
+    held_out: list[str] = field(default_factory=lambda: ["scenes", "numbers"])
+    dry_run: bool = False  # print what would be saved as JSON; no account is needed
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""`visiongraft {train,merge,sweep,evaluate,export,inspect,demo}`: the commands under one name."""
+"""`visiongraft COMMAND`: train, merge, sweep and all the other commands under one name."""
 
 import importlib
 import sys
@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": ("train.evaluate", "measure models side by side"),
     "export": ("train.export_checkpoint", "one Hugging Face folder of any checkpoint"),
     "inspect": ("data.inspect", "see what would be trained on"),
+    "dashboard": ("launch.dashboard", "a W&B workspace with the panels"),
     "demo": ("launch.demo", "run the whole pipeline on the shipped data"),
 }
 EXIT_USAGE = 2

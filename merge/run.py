@@ -51,6 +51,10 @@ def merge(config: MergeConfig) -> None:
             command=typed(sys.argv),
         )
     _tell(report, config.out)
+    if config.tracker.wandb:
+        from train.tracking.merged import track_merge  # a merge is done before W&B is imported
+
+        track_merge(config, report)
 
 
 def verify(config: VerifyMergeConfig) -> None:

@@ -20,7 +20,7 @@ from data.rows import Row
 from train.measuring.evaluation import HeldOut, first_of_each_language
 from train.measuring.held_out import prepare_held_out
 from train.measuring.reference import load_reference
-from train.measuring.results import SCHEMA, Results, as_json, flat_metrics, stable_metrics
+from train.measuring.results import SCHEMA, Results, as_json
 from train.measuring.scores import signatures_of
 from train.measuring.shares import all_ranks
 from train.measuring.shown import save_pictures
@@ -30,7 +30,7 @@ from train.model.loss import add_token_losses, check_against_text_class
 from train.process import set_up_process
 from train.ranks import device_of_rank, num_ranks, rank
 from train.saving.run_folder import environment, to_plain
-from train.watching.tracking import Tracker, start_tracker
+from train.tracking.evaluated import track_evaluation
 
 log = logging.getLogger(__name__)
 PICTURE_SIDE = 448  # pixels: what a judge is shown too
@@ -144,30 +144,8 @@ def _write(
     report = f"{format_table(results)}\n\n{format_examples(examples, list(results))}\n"
     (out / "report.md").write_text(report, encoding="utf-8")
     log.info("wrote %s", out / "report.md")
-    _track(config, results)
-
-
-def _track(config: EvaluateConfig, results: dict[str, Results]) -> None:
-    """Log one run with a step for each model, and the table of all."""
-    out = Path(config.out)
-    tracker: Tracker = start_tracker(
-        config.tracker, out, job_type="evaluate", run_config=to_plain(config), first_process=True
-    )
-    for step, (name, result) in enumerate(results.items()):
-        metrics = {f"eval/{key}": value for key, value in flat_metrics(result).items()}
-        tracker.log({"evaluate/model": name, **metrics, **stable_metrics(result)}, step)
-    rows = [
-        [name, group, measure, code, value]
-        for name, result in results.items()
-        for group, found in result.items()
-        for measure, values in found.by_language.items()
-        for code, value in values.items()
-    ]
-    columns = ["model", "group", "measure", "language", "value"]
-    tracker.log_table("evaluate/results", columns, rows, len(results))
-    for name in ("evaluation.json", "report.md"):
-        tracker.save_file(out / name)
-    tracker.finish()
+    if config.tracker.wandb:
+        track_evaluation(config, results)
 
 
 def _asked(samples: Sequence[Sample]) -> list[Sample]:

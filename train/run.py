@@ -32,9 +32,12 @@ from train.saving.best import Best
 from train.saving.card import model_card
 from train.saving.checkpoints import (
     Keeping,
+    best_of,
     check_resume,
     checkpoint_at,
+    checkpoints_in,
     clear_leftovers,
+    damage_of,
     newest_checkpoint,
     step_of,
 )
@@ -44,13 +47,14 @@ from train.saving.gather import gather_weights
 from train.saving.preempt import StopOnSignal
 from train.saving.run_folder import RunFolder, to_plain
 from train.schedule import planned_steps
+from train.tracking.metrics_file import truncate_metrics
+from train.tracking.tracker import Tracker, check_tracker, start_tracker
 from train.trainer import GraftTrainer
 from train.watching.callbacks import RunCallback
 from train.watching.measuring import Measuring, build_measuring
 from train.watching.meter import Meter, flops_of
 from train.watching.stability import SpikeWatch
 from train.watching.step_watch import StepWatch
-from train.watching.tracking import Tracker, start_tracker, truncate_metrics
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +64,7 @@ def train(config: TrainConfig) -> None:
     set_up_process(config.engine.num_threads, config.seed)
     check_ranks(config)
     check_attention(config.model.attn_implementation)
+    check_tracker(config.tracker)
     if config.adapter.quantization is not Quantization.none:
         check_installed()
     folder = RunFolder(config.output_dir)
@@ -127,7 +132,7 @@ def train_and_export(run: Run) -> None:
     config, folder, checkpoint = run.config, run.folder, run.checkpoint
     if checkpoint is not None:
         log.info("going on from %s", checkpoint)
-    tracker = open_tracker(config, folder)
+    tracker = open_tracker(run)
     callback, stop = build_callback(run, tracker), StopOnSignal()
     callbacks = [callback, stop]  # measured first, where both are due
     trainer = build_trainer(
@@ -148,6 +153,7 @@ def train_and_export(run: Run) -> None:
             results = callback.evaluate(trainer.model, step=run.num_steps)
             stop.end_if_agreed(last)
             export_run(config, folder, trainer, run.table, results)
+            tracker.log_model(folder.export, "model", label="export")
             if rank() == 0:
                 folder.close(steps=run.num_steps, seconds=round(seconds, 1))
         ended = {}
@@ -156,6 +162,7 @@ def train_and_export(run: Run) -> None:
         raise
     finally:
         callback.close()
+        tell_checkpoints(tracker, folder)
         tracker.finish(**ended)
 
 
@@ -248,15 +255,31 @@ def build_watch(config: TrainConfig, model: Any, num_steps: int) -> StepWatch:
     )
 
 
-def open_tracker(config: TrainConfig, folder: RunFolder) -> Tracker:
-    """Open metrics.jsonl and the W&B run."""
+def open_tracker(run: Run) -> Tracker:
+    """Open metrics.jsonl and what shows the run; tell what it reads."""
+    config, folder, model = run.config, run.folder, run.config.model
     tracker = start_tracker(
         config.tracker,
         folder.path,
         job_type=config.stage.name,
         run_config=to_plain(config),
         first_process=rank() == 0,
+        done=step_of(run.checkpoint) if run.checkpoint else -1,
     )
-    for path in (folder.config, folder.rows):
+    for path in (folder.config, folder.rows, folder.environment):
         tracker.save_file(path)
+    tracker.use_model("model", model.path)
+    tracker.use_model("decoder", model.decoder.path)
+    tracker.use_model("vision_tower", model.vision_tower.path)
     return tracker
+
+
+def tell_checkpoints(tracker: Tracker, folder: RunFolder) -> None:
+    """Tell of the checkpoints that are kept, once, at the end: older ones have gone by then."""
+    if not tracker.sinks:
+        return
+    best = best_of(folder.checkpoints)
+    for path in checkpoints_in(folder.checkpoints):
+        if damage_of(path) is None:
+            aliases = [f"step-{step_of(path)}", *(["best"] if path.name == best else [])]
+            tracker.log_model(path, "checkpoint", label="checkpoint", aliases=aliases)

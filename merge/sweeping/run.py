@@ -35,7 +35,7 @@ from train.model.loss import add_token_losses, check_against_text_class
 from train.process import set_up_process
 from train.ranks import device_of_rank, rank
 from train.saving.run_folder import to_plain
-from train.watching.tracking import Tracker, start_tracker
+from train.tracking.tracker import Tracker, start_tracker
 
 log = logging.getLogger(__name__)
 
@@ -186,6 +186,7 @@ def _conclude(
             force=config.force,
             num_threads=config.engine.num_threads,
         )
+        board.tracker.log_model(Path(config.write_to), "model", label="chosen")
 
 
 def _track(tracker: Tracker, outcome: Outcome, out: Path) -> None:
@@ -196,7 +197,7 @@ def _track(tracker: Tracker, outcome: Outcome, out: Path) -> None:
     tracker.log_table("sweep/points", outcome.columns(), rows, step)
     languages = [list(row) for row in outcome.language_rows()]
     tracker.log_table("sweep/languages", list(LANGUAGE_COLUMNS), languages, step)
-    for name in ("sweep.md", "sweep.png", "sweep.csv", "sweep_languages.csv"):
+    for name in ("sweep.json", "sweep.md", "sweep.png", "sweep.csv", "sweep_languages.csv"):
         tracker.save_file(out / name)
 
 
@@ -240,13 +241,16 @@ def _open(config: SweepConfig) -> Tracker:
     if rank() == 0:
         claim(config)
         (out / "metrics.jsonl").unlink(missing_ok=True)
-    return start_tracker(
+    tracker = start_tracker(
         config.tracker,
         out,
         job_type="sweep",
         run_config=to_plain(config),
         first_process=rank() == 0,
     )
+    for role in ("vlm", "text", "base", "lora"):
+        tracker.use_model(role, getattr(config, role))
+    return tracker
 
 
 def _stored_dtype(table: Sequence[TensorPlan]) -> torch.dtype:

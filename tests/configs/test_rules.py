@@ -30,6 +30,8 @@ BROKEN = {
     "optim.num_epochs=inf": "optim.num_epochs: is inf, but it is a finite number",
     "optim.max_grad_norm=nan": "optim.max_grad_norm: is nan, but it is a finite number",
     "adapter.lora_dropout=1.0": "adapter.lora_dropout: is 1.0, but it is at least 0 and below 1",
+    "tracker.project=team/vlm": "tracker.project: is 'team/vlm', which holds /, which W&B refuses",
+    "tracker.logging_steps=0": "tracker.logging_steps: is 0, but it is at least 1",
     "adapter.r=0": "adapter.r: is 0, but it is at least 1",
     "data.max_tokens=0": "data.max_tokens: is 0, but it is at least 1",
     "data.packs_per_step=0": "data.packs_per_step: is 0, but it is at least 1",
@@ -218,3 +220,13 @@ def test_the_numbers_that_have_words() -> None:
 def test_the_languages_are_the_papers_23() -> None:
     paper = "ar cs de el en es fa fr he hi id it ja ko nl pl pt ro ru tr uk vi zh"
     assert list(LANGUAGES) == paper.split()
+
+
+def test_artifacts_and_tensorboard_where_they_can_be():
+    upload = "tracker.artifacts=upload"
+    assert "artifacts are W&B's: tracker.wandb=true" in refused("train", "tracker=jsonl", upload)
+    assert load_config("train", [upload]).tracker.wandb
+    assert "tracker.project: is '', which is empty" in refused("train", "tracker.project=''")
+    for command, given in (("merge", MERGE), ("evaluate", ["models={a: b}", "out=c"])):
+        assert "there is no curve to show" in refused(command, *given, "tracker=tensorboard")
+        assert load_config(command, [*given, "tracker=wandb"]).tracker.wandb

@@ -1,7 +1,6 @@
 """Sweeps over the small pipeline: their config, and what they leave behind."""
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ HELD_OUT = [
 NAMES = ["0", "0.5", "1", "falling"]
 FILES = ["config.json", "sweep.json", "sweep.csv", "sweep_languages.csv", "sweep.md"]
 POINTS = ["alpha-0.5.json", "alpha-0.json", "alpha-1.json", "falling.json"]
-BLOCK = 32768  # bytes, of a .wandb file
 
 
 def overrides(pipeline: Any, out: Path, *more: str) -> list[str]:
@@ -42,25 +40,3 @@ def same_files(one: Path, two: Path) -> None:
     """Assert that two sweeps have left the same bytes, but for W&B and the picture's metadata."""
     for name in [*FILES, "metrics.jsonl", "sweep.png", *(f"points/{point}" for point in POINTS)]:
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
-
-
-def read_wandb(file: Path) -> list[Any]:
-    """The records of an offline run, which is a log of LevelDB's kind.
-
-    After 7 bytes, blocks of pieces: checksum, length, kind (1 whole, 2 first, 3 middle, 4 last).
-    """
-    from wandb.proto import wandb_internal_pb2
-
-    raw, place, whole, records = file.read_bytes(), 7, b"", []
-    while place + 7 <= len(raw):
-        if BLOCK - place % BLOCK < 7:  # no room for a head
-            place += BLOCK - place % BLOCK
-            continue
-        _, length, kind = struct.unpack("<IHB", raw[place : place + 7])
-        whole += raw[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):
-            records.append(wandb_internal_pb2.Record())
-            records[-1].ParseFromString(whole)
-            whole = b""
-    return records

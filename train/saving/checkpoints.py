@@ -160,6 +160,12 @@ def clear_leftovers(run_dir: Path) -> None:
         shutil.rmtree(run_dir / name, ignore_errors=True)
 
 
+def best_of(run_dir: Path) -> str | None:
+    """Return the name of the best checkpoint, where that is measured."""
+    path = run_dir / BEST
+    return json.loads(path.read_text(encoding="utf-8"))["checkpoint"] if path.is_file() else None
+
+
 # ------------------------------------------------------------------------------- going on
 
 

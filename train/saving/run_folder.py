@@ -49,6 +49,7 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
+        self.environment = self.path / "environment.jsonl"
         self.rows = self.path / "rows.jsonl"
         self.evaluation = self.path / "evaluation"
         self.export = self.path / "export"
@@ -108,7 +109,7 @@ class RunFolder:
         text = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
         self.config.write_text(text, encoding="utf-8")
         line = json.dumps(environment())
-        with (self.path / "environment.jsonl").open("a", encoding="utf-8") as file:
+        with self.environment.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def close(self, **facts: Any) -> None:

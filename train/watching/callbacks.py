@@ -31,9 +31,9 @@ from train.measuring.shown import describe_change, save_pictures
 from train.ranks import gather_objects
 from train.saving.measured import results_at, results_before
 from train.saving.run_folder import RunFolder
+from train.tracking.tracker import Tracker
 from train.watching.measuring import Measuring
 from train.watching.meter import metrics_of
-from train.watching.tracking import Tracker
 
 log = logging.getLogger(__name__)
 MOST_SHOWN = 3  # rows that are named

@@ -11,8 +11,9 @@ import pytest
 import torch
 import wandb
 from PIL import Image
-from sweep_pico import FILES, HELD_OUT, NAMES, POINTS, configure, points_of, read_wandb, same_files
+from sweep_pico import FILES, HELD_OUT, NAMES, POINTS, configure, points_of, same_files
 from transformers import AutoModelForCausalLM
+from wandb_file import read_wandb
 
 import merge.sweeping.run
 from configs.command import load_config
@@ -26,7 +27,7 @@ from train.evaluate_run import evaluate
 from train.measuring.held_out import prepare_held_out
 from train.model.load import load_text_lm, load_vlm
 from train.model.loss import add_token_losses
-from train.watching.tracking import Tracker
+from train.tracking.tracker import Tracker
 
 ALPHAS = [0, 0.5, 1, None]
 

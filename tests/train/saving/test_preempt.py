@@ -21,8 +21,9 @@ from configs.command import _guarded
 from configs.errors import Preempted
 from train.measuring.evaluation import HeldOut
 from train.saving.preempt import SAME_SECONDS, StopOnSignal
+from train.tracking.tracker import Tracker
+from train.tracking.wandb_run import WandbRun
 from train.trainer import GraftTrainer
-from train.watching.tracking import Tracker
 
 ROOT = Path(__file__).resolve().parents[3]
 MEASURE = ["evaluation.eval_steps=3", "evaluation.max_rows=1", "evaluation.max_new_tokens=2"]
@@ -178,9 +179,9 @@ def test_wandb_is_told(monkeypatch):
 
     told = []
     for options in ({}, {"failed": True}, {"preempted": True}):
-        tracker = Tracker(None, Run())
-        tracker.finish(**options)
-        told.append(tracker.wandb_run.told)
+        wandb_run = Run()
+        Tracker(None, [WandbRun(wandb_run, "sft")]).finish(**options)
+        told.append(wandb_run.told)
     assert told == [[0], [1], ["preempting", 75]]
 
 

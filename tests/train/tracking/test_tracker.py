@@ -11,7 +11,9 @@ from PIL import Image
 
 from configs.errors import ConfigError
 from configs.schema import TrackerConfig, WandbMode
-from train.watching.tracking import Tracker, resolve_mode, start_tracker, truncate_metrics
+from train.tracking.metrics_file import truncate_metrics
+from train.tracking.tracker import Tracker, start_tracker
+from train.tracking.wandb_run import resolve_mode
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -67,7 +69,7 @@ import sys
 from pathlib import Path
 from PIL import Image
 from configs.schema import TrackerConfig
-from train.watching.tracking import start_tracker
+from train.tracking.tracker import start_tracker
 
 for step in (1, 2):  # the second is the run that goes on
     folder = Path(sys.argv[1])
@@ -98,7 +100,7 @@ def test_wandb_without_a_key_or_a_prompt(no_key, tmp_path):
     run_id = (folder / "wandb_id.txt").read_text()
     assert runs and all(f"-{run_id}" in path.name for path in runs)  # "-1" after it in one second
     assert all(list(path.glob("*.wandb")) for path in runs)
-    assert (runs[0] / "files/config.yaml").read_text() == "seed: 0\n"
+    assert (runs[0] / "files/resolved_config.yaml").read_text() == "seed: 0\n"
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
         {"step": 1, "train/loss": 1.5},
@@ -173,13 +175,13 @@ def test_no_connection_does_not_end_the_run(tmp_path, monkeypatch):
     """The usual compute node: a key in the environment and no network."""
     asked = []
 
-    def init(config, run_dir, job_type, run_config, mode):
+    def init(config, run_dir, job_type, run_config, mode, name, run_id):
         asked.append(mode)
         if mode == "online":
             raise ConnectionError("no route")
         return
 
-    monkeypatch.setattr("train.watching.tracking._init_wandb", init)
+    monkeypatch.setattr("train.tracking.wandb_run._init_wandb", init)
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     options = {"job_type": "sft", "run_config": {}, "first_process": True}
@@ -207,4 +209,4 @@ def test_disabled_is_no_wandb_run(tmp_path, monkeypatch):
     tracker = start_tracker(
         TrackerConfig(), tmp_path, job_type="sft", run_config={}, first_process=True
     )
-    assert tracker.wandb_run is None
+    assert tracker.sinks == []
