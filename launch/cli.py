@@ -1,4 +1,4 @@
-"""`visiongraft {train,merge,sweep,evaluate,export,inspect,demo}`: the commands under one name."""
+"""`visiongraft {train,merge,sweep,evaluate,export,report,...}`: the commands under one name."""
 
 import importlib
 import sys
@@ -9,6 +9,7 @@ COMMANDS = {
     "sweep": ("merge.sweep", "measure every alpha, choose one"),
     "evaluate": ("train.evaluate", "measure models side by side"),
     "export": ("train.export_checkpoint", "one Hugging Face folder of any checkpoint"),
+    "report": ("train.report", "a page of curves, tables and pictures of any folder"),
     "inspect": ("data.inspect", "see what would be trained on"),
     "demo": ("launch.demo", "run the whole pipeline on the shipped data"),
 }

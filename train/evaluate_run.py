@@ -89,6 +89,8 @@ def _examples(
         step = max(1, len(rows) // max(1, num_examples))
         # An odd step meets every language in turn, also where they come in turn.
         chosen += rows[:: step | 1][:num_examples]
+    files = {str(row): f"{at}.png" for at, (_, row) in enumerate(chosen, 1) if row.images}
+    (out / "pictures.json").write_text(json.dumps(files), encoding="utf-8")  # for reports
     return [_example(results, name, row, out, at) for at, (name, row) in enumerate(chosen, 1)]
 
 

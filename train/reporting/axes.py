@@ -33,10 +33,10 @@ class Axis:
 def axis(values: Sequence[float], start: float, end: float, *, room: float = 0.06) -> Axis:
     """Return an axis that holds all values, with some room at its ends."""
     low, high = min(values), max(values)
+    pad = (high - low) * room
     if high - low < 1e-12:
-        pad = abs(high) * 0.1 or 1.0
-    else:
-        pad = (high - low) * room
+        pad = abs(high) * 0.1
+        low, high = (low, high) if pad else (0.0, 1.0)
     return Axis(low - pad, high + pad, start, end)
 
 

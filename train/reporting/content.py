@@ -11,6 +11,12 @@ from typing import ClassVar
 ABSENT = "–"
 
 
+def told(form: str, value: float) -> str:
+    """Return a value as it is shown; what rounds to nothing has no sign."""
+    text = form.format(value)
+    return text if any(digit in text for digit in "123456789") else text.lstrip("+-")
+
+
 @dataclass(frozen=True)
 class Fact:
     """A headline figure."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from configs.languages import LANGUAGES
 from train.measuring.results import BLIND, MEASURES
-from train.reporting.content import Fact
+from train.reporting.content import Fact, told
 from train.reporting.curves import MEAN, by_language, worst
 from train.reporting.read import Curves, RunFiles
 
@@ -39,23 +39,23 @@ def text_facts(curves: Curves) -> list[Fact]:
     increases = increase(curves)
     losses = {code: v[max(v)] for code, v in by_language(curves, "retention", "nll").items() if v}
     if MEAN in increases:
-        told = ", ".join(
-            f"{code} {MEASURES['nll_increase'].form.format(increases[code])}"
+        note = ", ".join(
+            f"{code} {told(MEASURES['nll_increase'].form, increases[code])}"
             for code in worst(increases, False)
         )
-        value = MEASURES["nll_increase"].form.format(increases[MEAN])
+        value = told(MEASURES["nll_increase"].form, increases[MEAN])
         facts.append(Fact("Text loss over step 0", value,
-                          f"nats a token; worst: {told}", "text"))  # fmt: skip
+                          f"nats a token; worst: {note}", "text"))  # fmt: skip
     elif MEAN in losses:
-        told = ", ".join(f"{code} {losses[code]:.3f}" for code in worst(losses, False))
-        facts.append(Fact("Held-out text loss", f"{losses[MEAN]:.3f}",
-                          f"nats a token; worst: {told}; step 0 was not measured", "text"))  # fmt: skip
+        note = ", ".join(f"{code} {losses[code]:.3f}" for code in worst(losses, False))
+        note = f"nats a token; worst: {note}; step 0 was not measured"
+        facts.append(Fact("Held-out text loss", f"{losses[MEAN]:.3f}", note, "text"))
     change = _ends(curves, "retention", "exact_match")
     if change is not None:
         facts.append(_score("Text questions answered exactly", "exact_match", change, "", "text"))
     kl = _ends(curves, "retention", "kl")
     if kl is not None:
-        facts.append(Fact("KL to the original", MEASURES["kl"].form.format(kl[1]),
+        facts.append(Fact("KL to the original", told(MEASURES["kl"].form, kl[1]),
                           "nats a token", "text"))  # fmt: skip
     return facts
 
@@ -67,15 +67,15 @@ def caption_facts(curves: Curves) -> list[Fact]:
     ends = _ends(curves, "caption", name) if name else None
     if name and ends:
         blind = _ends(curves, "caption", BLIND + name)
-        told = f"blind {MEASURES[name].form.format(blind[1])}" if blind else ""
+        note = f"blind {told(MEASURES[name].form, blind[1])}" if blind else ""
         facts.append(_score(f"Captions, {MEASURES[name].title}", name, ends, told, "captions"))
     for other in ("choice_accuracy", "picture_gap"):
         ends = _ends(curves, "caption", other)
         if ends and other != name:
             blind = _ends(curves, "caption", BLIND + other)
-            told = f"blind {MEASURES[other].form.format(blind[1])}" if blind else ""
+            note = f"blind {told(MEASURES[other].form, blind[1])}" if blind else ""
             if other == "picture_gap":
-                told = "nats a token; 0 ignores pictures"
+                note = "nats a token; 0 ignores pictures"
             title = MEASURES[other].title.partition(",")[0]
             facts.append(_score(title[:1].upper() + title[1:], other, ends, told, "captions"))
     return facts
@@ -120,14 +120,14 @@ def named(code: str) -> str:
 
 def _steps(run: RunFiles) -> Fact:
     seconds = run.finished.get("seconds")
-    told = [duration(seconds)] if isinstance(seconds, int | float) else []
+    parts = [duration(seconds)] if isinstance(seconds, int | float) else []
     if len(run.starts) > 1:
         told.append(f"since the last of {len(run.starts)} starts")
     speed = run.curves.get("perf/tokens_per_second", {})
     if speed:
         told.append(f"{sum(speed.values()) / len(speed):,.0f} tokens/s")
-    return Fact("Steps", f"{run.finished.get('steps', run.last_step):,}"
-                if isinstance(run.finished.get("steps", 0), int) else "?", ", ".join(told))  # fmt: skip
+    steps = run.finished.get("steps")
+    return Fact("Steps", f"{steps if isinstance(steps, int) else run.last_step:,}", ", ".join(told))
 
 
 def _loss(run: RunFiles) -> Fact | None:
@@ -141,8 +141,8 @@ def _score(
     title: str, measure: str, ends: tuple[float | None, float], told: str, tone: str
 ) -> Fact:
     form = MEASURES[measure].form
-    start = f"from {form.format(ends[0])}" if ends[0] is not None else ""
-    return Fact(title, form.format(ends[1]), "; ".join(filter(None, (start, told))), tone)
+    start = f"from {told(form, ends[0])}" if ends[0] is not None else ""
+    return Fact(title, told(form, ends[1]), "; ".join(filter(None, (start, note))), tone)
 
 
 def _ends(curves: Mapping[str, Mapping[int, float]], prefix: str, measure: str

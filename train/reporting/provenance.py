@@ -57,7 +57,7 @@ def command_of(start: dict[str, Any]) -> str:
 def versions_table(starts: Sequence[dict[str, Any]]) -> Table:
     """Return versions of the last start, and of the first where they differ."""
     first, last = _versions(starts[0]), _versions(starts[-1])
-    names = {name: None for name in (*last, *first)}
+    names = dict.fromkeys((*last, *first))
     rows = [
         [
             name,
@@ -70,7 +70,8 @@ def versions_table(starts: Sequence[dict[str, Any]]) -> Table:
         ]
         for name in names
     ]
-    return Table("Versions", [Column("package", is_number=False), Column("version", is_number=False)], rows)  # fmt: skip
+    columns = [Column(title, is_number=False) for title in ("package", "version")]
+    return Table("Versions", columns, rows)
 
 
 def _versions(start: dict[str, Any]) -> dict[str, str]:

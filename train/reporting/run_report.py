@@ -1,9 +1,10 @@
 """The report of one run folder, finished or not."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from train.measuring.results import GroupKind
-from train.reporting.content import Block, Charts, Facts, Problems, Report, Section, Text
+from train.reporting.content import Block, Chart, Charts, Facts, Problems, Report, Section, Text
 from train.reporting.curves import held_out_charts, training_charts
 from train.reporting.examples import run_examples
 from train.reporting.headline import run_facts, state, with_increase
@@ -82,5 +83,5 @@ def _tables(run: RunFiles, kind: GroupKind) -> list[Block]:
     return [table for group in groups for table in group_tables(run.measurements, group)]
 
 
-def _charts(charts: list) -> list[Block]:  # type: ignore[type-arg]
+def _charts(charts: Sequence[Chart]) -> list[Block]:
     return [Charts(charts)] if charts else []

@@ -26,7 +26,9 @@ def draw(chart: Chart, *, alone: bool = False) -> Markup:
         else Markup("")
     )
     style = Markup("<style>{}</style>").format(Markup(STYLE)) if alone else Markup("")
-    return Markup('<svg{} class="chart {}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}</svg>').format(
+    return Markup(
+        '<svg{} class="chart {}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}</svg>'
+    ).format(
         head, chart.tone, WIDTH, height, described(chart), style, inner
     )  # fmt: skip
 
@@ -113,7 +115,9 @@ def _line(one: Series, chart: LineChart, across: Axis, up: Axis) -> Markup:
             )
             for px, py, x, y in points
         ]  # fmt: skip
-    return Markup('<g class="{}"><title>{}</title><path class="reach" d="{}"/><path d="{}"/>{}</g>').format(
+    return Markup(
+        '<g class="{}"><title>{}</title><path class="reach" d="{}"/><path d="{}"/>{}</g>'
+    ).format(
         one.role, told, path, path, Markup("").join(dots)
     )  # fmt: skip
 
@@ -164,7 +168,10 @@ def _row(
         if places
         else ""
     )
-    return Markup('<g><title>{}: {}</title><text class="name" x="{}" y="{}" text-anchor="end">{}</text>{}{}</g>').format(
+    return Markup(
+        '<g><title>{}: {}</title><text class="name" x="{}" y="{}" text-anchor="end">{}</text>{}{}'
+        "</g>"
+    ).format(
         language, told, LEFT - 10, y + 4, language, bar, dots
     )  # fmt: skip
 

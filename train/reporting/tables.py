@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from configs.languages import LANGUAGES
 from train.measuring.results import BLIND, GroupResult, Measure, Results, in_order, measure_of
-from train.reporting.content import ABSENT, Cell, Column, Table
+from train.reporting.content import ABSENT, Cell, Column, Table, told
 from train.reporting.read import Measurement
 
 CHANGES = ("nll_increase", "kl")  # are changes themselves: only their last value is shown
@@ -39,32 +39,25 @@ def group_tables(measurements: Sequence[Measurement], group: str) -> list[Table]
 
 def _table(caption: str, there: Sequence[Measurement], group: str, names: Sequence[str]) -> Table:
     first, last = there[0].results[group], there[-1].results[group]
-    is_once = len(there) == 1
-    columns, cells = [Column("language", is_number=False)], []
+    codes = {code for result in (first, last) for v in result.by_language.values() for code in v}
+    order = ["mean", *sorted(codes)]
+    columns = [Column("language", is_number=False)]
+    stacks: list[list[Cell | str]] = [[Cell(language_name(code)) for code in order]]
     for name in names:
-        told = measure_of(name)
+        measure = measure_of(name)
         start, end = _with_mean(first, name), _with_mean(last, name)
         blind = _with_mean(last, BLIND + name)
-        if is_once or name in CHANGES:
-            columns.append(Column("end", told.title))
-            cells.append(lambda code, e=end, t=told: [_value(e, code, t)])
-        else:
-            columns += [Column(title, told.title) for title in ("start", "end", "change")]
-            cells.append(
-                lambda code, s=start, e=end, t=told: [
-                    _value(s, code, t), _value(e, code, t), change(s.get(code), e.get(code), t),
-                ]
-            )  # fmt: skip
+        found: dict[str, list[Cell | str]] = {}
+        if len(there) > 1 and name not in CHANGES:
+            found["start"] = [_value(start, code, measure) for code in order]
+        found["end"] = [_value(end, code, measure) for code in order]
+        if len(there) > 1 and name not in CHANGES:
+            found["change"] = [change(start.get(c), end.get(c), measure) for c in order]
         if blind:
-            columns.append(Column("blind", told.title))
-            cells.append(lambda code, b=blind, t=told: [_value(b, code, t)])
-    codes = sorted(
-        {code for result in (first, last) for v in result.by_language.values() for code in v}
-    )
-    rows = [
-        [Cell(language_name(code)), *(cell for make in cells for cell in make(code))]
-        for code in ["mean", *codes]
-    ]
+            found["blind"] = [_value(blind, code, measure) for code in order]
+        columns += [Column(title, measure.title) for title in found]
+        stacks += found.values()
+    rows = [list(row) for row in zip(*stacks, strict=True)]
     return Table(caption, columns, rows, _rows_note(last, names), num_strong=1)
 
 
@@ -73,14 +66,12 @@ def side_by_side(models: Mapping[str, Results], group: str) -> list[Table]:
     there = {name: results[group] for name, results in models.items() if group in results}
     tables = []
     for measure in in_order([m for result in there.values() for m in result.by_language]):
-        told = measure_of(measure)
+        how = measure_of(measure)
         values = {name: _with_mean(result, measure) for name, result in there.items()}
         codes = sorted({code for found in values.values() for code in found if code != "mean"})
         columns = [Column("language", is_number=False), *(Column(name) for name in values)]
-        rows = [
-            [Cell(language_name(code)), *_best(values, code, told)] for code in ["mean", *codes]
-        ]
-        tables.append(Table(f"{group}: {told.title}", columns, rows, num_strong=1))
+        rows = [[Cell(language_name(code)), *_best(values, code, how)] for code in ["mean", *codes]]
+        tables.append(Table(f"{group}: {how.title}", columns, rows, num_strong=1))
     return tables
 
 
@@ -92,8 +83,8 @@ def means_table(models: Mapping[str, Results], caption: str) -> Table:
         names = in_order([m for result in there.values() if result for m in result.by_language])
         for measure in names:
             values = {n: _with_mean(r, measure) if r else {} for n, r in there.items()}
-            told = measure_of(measure)
-            rows.append([group, told.title, *_best(values, "mean", told)])
+            how = measure_of(measure)
+            rows.append([group, how.title, *_best(values, "mean", how)])
     columns = [Column("held-out rows", is_number=False), Column("measure", is_number=False)]
     return Table(caption, [*columns, *(Column(name) for name in models)], rows)
 
@@ -110,19 +101,18 @@ def change(start: float | None, end: float | None, measure: Measure) -> Cell:
 
 def signed(form: str, value: float) -> str:
     """Return a difference with its sign."""
-    text = form.format(value)
-    if not any(digit in text for digit in "123456789"):
-        return text.lstrip("+-")
-    return text if text[0] in "+-" else f"+{text}"
+    text = told(form, value)
+    rounds_to_nothing = not any(digit in text for digit in "123456789")
+    return text if text[0] in "+-" or rounds_to_nothing else f"+{text}"
 
 
-def _best(values: Mapping[str, Values], code: str, told: Measure) -> list[Cell]:
+def _best(values: Mapping[str, Values], code: str, measure: Measure) -> list[Cell]:
     """Return a cell for each model; the best of several that differ is marked."""
-    texts = [_value(found, code, told) for found in values.values()]
+    texts = [_value(found, code, measure) for found in values.values()]
     numbers = [found[code] for found in values.values() if code in found]
     if len({text for text in texts if text != ABSENT}) < 2:
         return [Cell(text) for text in texts]
-    best = told.form.format((max if told.is_highest_best else min)(numbers))
+    best = told(measure.form, (max if measure.is_highest_best else min)(numbers))
     return [Cell(text, mark="best" if text == best else "") for text in texts]
 
 
@@ -132,7 +122,7 @@ def _with_mean(result: GroupResult, measure: str) -> dict[str, float]:
 
 
 def _value(values: Values, code: str, measure: Measure) -> str:
-    return measure.form.format(values[code]) if code in values else ABSENT
+    return told(measure.form, values[code]) if code in values else ABSENT
 
 
 def _rows_note(result: GroupResult, names: Sequence[str]) -> str:
