@@ -68,7 +68,7 @@ def caption_facts(curves: Curves) -> list[Fact]:
     if name and ends:
         blind = _ends(curves, "caption", BLIND + name)
         note = f"blind {told(MEASURES[name].form, blind[1])}" if blind else ""
-        facts.append(_score(f"Captions, {MEASURES[name].title}", name, ends, told, "captions"))
+        facts.append(_score(f"Captions, {MEASURES[name].title}", name, ends, note, "captions"))
     for other in ("choice_accuracy", "picture_gap"):
         ends = _ends(curves, "caption", other)
         if ends and other != name:
@@ -77,7 +77,7 @@ def caption_facts(curves: Curves) -> list[Fact]:
             if other == "picture_gap":
                 note = "nats a token; 0 ignores pictures"
             title = MEASURES[other].title.partition(",")[0]
-            facts.append(_score(title[:1].upper() + title[1:], other, ends, told, "captions"))
+            facts.append(_score(title[:1].upper() + title[1:], other, ends, note, "captions"))
     return facts
 
 
@@ -122,12 +122,14 @@ def _steps(run: RunFiles) -> Fact:
     seconds = run.finished.get("seconds")
     parts = [duration(seconds)] if isinstance(seconds, int | float) else []
     if len(run.starts) > 1:
-        told.append(f"since the last of {len(run.starts)} starts")
+        parts.append(f"since the last of {len(run.starts)} starts")
     speed = run.curves.get("perf/tokens_per_second", {})
     if speed:
-        told.append(f"{sum(speed.values()) / len(speed):,.0f} tokens/s")
+        parts.append(f"{sum(speed.values()) / len(speed):,.0f} tokens/s")
     steps = run.finished.get("steps")
-    return Fact("Steps", f"{steps if isinstance(steps, int) else run.last_step:,}", ", ".join(told))
+    return Fact(
+        "Steps", f"{steps if isinstance(steps, int) else run.last_step:,}", ", ".join(parts)
+    )
 
 
 def _loss(run: RunFiles) -> Fact | None:
@@ -138,7 +140,7 @@ def _loss(run: RunFiles) -> Fact | None:
 
 
 def _score(
-    title: str, measure: str, ends: tuple[float | None, float], told: str, tone: str
+    title: str, measure: str, ends: tuple[float | None, float], note: str, tone: str
 ) -> Fact:
     form = MEASURES[measure].form
     start = f"from {told(form, ends[0])}" if ends[0] is not None else ""
