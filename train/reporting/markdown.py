@@ -70,14 +70,19 @@ def _block(block: Block, folder: Path, charts: str) -> str:
             return "What could not be read:\n\n" + "\n".join(f"- {escaped(p)}" for p in block.items)
 
 
-def _table(table: Table) -> str:
+def table_lines(table: Table) -> str:
+    """Return the lines of a table alone."""
     heads = [escaped(column.full_title) for column in table.columns]
     rules = ["---:" if column.is_number else "---" for column in table.columns]
     lines = [f"| {' | '.join(heads)} |", f"|{'|'.join(rules)}|"]
     for number, row in enumerate(table.rows):
         cells = [_cell(cell, is_strong=number < table.num_strong) for cell in row]
         lines.append(f"| {' | '.join(cells)} |")
-    parts = [f"### {escaped(table.caption)}", "\n".join(lines), escaped(table.note)]
+    return "\n".join(lines)
+
+
+def _table(table: Table) -> str:
+    parts = [f"### {escaped(table.caption)}", table_lines(table), escaped(table.note)]
     return "\n\n".join(part for part in parts if part)
 
 
