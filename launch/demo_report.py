@@ -12,12 +12,12 @@ from train.reporting.write import write_report as write_files
 
 TITLE = "Grafting vision on a small text LM, and keeping its text"
 NOTES = (
-    "Captions name what is in the picture from top to bottom. Held-out pictures show pairs of things "
-    "that no training picture shows; held-out numbers are asked in no language in training; one "
-    "paragraph in ten of the declaration is held out. The text LM has seen no picture, but half of "
-    "its naming rows ask in the words of a caption request, with words where the picture will be. "
-    "The vision tower is small and has no pretraining, so it is trained together with the projector "
-    "in align."
+    "Captions name what is in the picture from top to bottom. Held-out pictures show pairs of "
+    "things that no training picture shows; held-out numbers are asked in no language in "
+    "training; one paragraph in ten of the declaration is held out. The text LM has seen no "
+    "picture, but half of its naming rows ask in the words of a caption request, with words "
+    "where the picture will be. The vision tower is small and has no pretraining, so it is "
+    "trained together with the projector in align."
 )
 
 
@@ -35,8 +35,8 @@ def write_report(out: Path, commands: list[list[str]]) -> str:
     alpha = _read(out / "merged" / "merge_report.json")["method"]["alpha"]
     names = (
         "before_sft is the aligned model, whose decoder is the text LM unchanged; after_sft was "
-        f"fine-tuned on captions alone; merged is the merge at alpha {alpha:g}. At alpha 0 the sweep "
-        "has the same decoder as before_sft, but the projector of after SFT."
+        f"fine-tuned on captions alone; merged is the merge at alpha {alpha:g}. At alpha 0 the "
+        "sweep has the same decoder as before_sft, but the projector of after SFT."
     )
     report = pipeline_report(
         read_pipeline(out),

@@ -33,7 +33,7 @@ from train.reporting.merge_blocks import merge_blocks
 from train.reporting.provenance import command_of, versions_table
 from train.reporting.read import Reader, RunFiles, read_run
 from train.reporting.run_report import model_of, trained_parts
-from train.reporting.sweep_report import SweepFiles, read_sweep, sweep_blocks
+from train.reporting.sweep_report import SweepFiles, read_sweep, sweep_blocks, sweep_facts
 from train.reporting.tables import means_table
 
 SHOWN_CHARTS = 2  # of text and of captions, of each run; its own report has all
@@ -97,7 +97,8 @@ def pipeline_report(
     problems = [f"{run.folder.name}: {p}" for run in pipeline.runs for p in run.problems]
     problems += [f"{s.folder.name}: {p}" for s in pipeline.sweeps for p in s.problems]
     problems += [f"{e.folder.name}: {p}" for e in pipeline.evaluations for p in e.problems]
-    head = [*lead, *([Problems(problems)] if problems else [])]
+    facts = [Facts(sweep_facts(sweep)) for sweep in pipeline.sweeps[:1] if sweep.points]
+    head = [*facts, *lead, *([Problems(problems)] if problems else [])]
     text = [*dot_charts(models, "retention"), *language_tables(models, GroupKind.text)]
     captions = [
         *dot_charts(models, "caption"),

@@ -22,6 +22,7 @@ from train.reporting.content import (
     Series,
     Table,
     Text,
+    told,
 )
 from train.reporting.curves import NUM_FLAGGED, worst
 from train.reporting.examples import model_examples
@@ -76,9 +77,7 @@ def read_sweep(folder: Path) -> SweepFiles:
 
 def sweep_report(sweep: SweepFiles) -> Report:
     """Return what there is to say of a sweep."""
-    chosen = str(sweep.chosen.get("name", "nothing yet"))
-    lead: list[Block] = [Facts([Fact("Candidates measured", str(len(sweep.points))),
-                                Fact("Chosen", chosen)])]  # fmt: skip
+    lead: list[Block] = [Facts(sweep_facts(sweep))]
     if sweep.problems:
         lead.append(Problems(sweep.problems))
     compared = compared_results(sweep)
@@ -91,6 +90,26 @@ def sweep_report(sweep: SweepFiles) -> Report:
     ]
     title = f"Sweep: {sweep.folder.resolve().name}"
     return Report(title, "Every point is a merge that was measured, not written", lead, sections)
+
+
+def sweep_facts(sweep: SweepFiles) -> list[Fact]:
+    """Return what was chosen, what it costs of text and keeps of captions, beside the VLM."""
+    chosen = str(sweep.chosen.get("name", "nothing yet"))
+    facts = [Fact("Alpha chosen", chosen, f"of {len(sweep.points)} candidates measured")]
+    points = {str(point.get("name")): point for point in sweep.points}
+    choice, base = points.get(chosen, {}), points.get(sweep.text_lm, {})
+    vlm: dict[str, Any] = next((p for p in sweep.points if p.get("alpha") == 1), {})
+    if _increase(choice, base) != ABSENT:
+        note = f"nats a token; the VLM {_increase(vlm, base)}"
+        facts.append(Fact("Text loss over the text LM", _increase(choice, base), note, "text"))
+    for key, tone in (("text_exact_match", "text"), ("caption_exact_match", "captions"),
+                      ("caption_chrf", "captions"), ("picture_gap", "captions")):  # fmt: skip
+        title, form = COLUMNS[key]
+        if _text(form, choice.get(key)) != ABSENT:
+            beside = f"text LM {_text(form, base.get(key))}, VLM {_text(form, vlm.get(key))}"
+            heading = title[:1].upper() + title[1:]
+            facts.append(Fact(heading, _text(form, choice.get(key)), beside, tone))
+    return facts
 
 
 def sweep_blocks(sweep: SweepFiles) -> list[Block]:
@@ -201,9 +220,9 @@ def _over_alpha(points: list[dict[str, Any]], key: str) -> list[tuple[float, flo
 def _increase(point: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     value, zero = point.get("text_nll"), base.get("text_nll")
     if isinstance(value, int | float) and isinstance(zero, int | float):
-        return f"{value - zero:+.3f}"
+        return told("{:+.3f}", value - zero)
     return ABSENT
 
 
 def _text(form: str, value: Any) -> str:
-    return form.format(value) if isinstance(value, int | float) else ABSENT
+    return told(form, value) if isinstance(value, int | float) else ABSENT

@@ -302,9 +302,9 @@ def make_pipeline(folder: Path, codes: list[str]) -> Path:
         json.dumps({"chosen": chosen, "text_lm": "0", "points": points})
     )
     (folder / "merged").mkdir()
-    merge = {"alpha": "0.4", "method": {"name": "linear", "formula": "text + alpha"},
-             "inputs": {"vlm": {"folder": "sft/export", "files": {
-                 "model.safetensors": {"num_bytes": 12, "fingerprint": "abcdef0123"}}}}}  # fmt: skip
+    file = {"num_bytes": 12, "fingerprint": "abcdef0123"}
+    vlm = {"folder": "sft/export", "files": {"model.safetensors": file}}
+    merge = {"alpha": "0.4", "method": {"name": "linear"}, "inputs": {"vlm": vlm}}
     (folder / "merged/merge_report.json").write_text(json.dumps(merge))
     (folder / "comparison").mkdir()
     models = {name: {"path": name, "groups": groups(step, 10, codes, answer=f"said by {name}")}
@@ -428,9 +428,11 @@ def test_the_page_does_not_scroll_sideways_nor_complain(
             "document.title = d.scrollWidth + ' of ' + d.clientWidth; }</script>"
         )
         told = _chromium(tmp_path / "frame.html", tmp_path / f"profile{number}",
-                         "--allow-file-access-from-files", "--hide-scrollbars", "--dump-dom")  # fmt: skip
+                         "--allow-file-access-from-files", "--hide-scrollbars",
+                         "--dump-dom")  # fmt: skip
         assert f"<title>{width} of {width}</title>" in told.stdout
-        told = _chromium(page, tmp_path / f"other{number}", "--enable-logging=stderr", "--dump-dom")
+        profile = tmp_path / f"other{number}"
+        told = _chromium(page, profile, "--enable-logging=stderr", "--dump-dom")
         assert "CONSOLE" not in told.stderr
 
 
