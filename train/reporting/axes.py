@@ -63,7 +63,8 @@ def running_mean(points: Points) -> list[tuple[float, float]]:
     found = []
     for at, (x, _) in enumerate(points):
         side = min(reach, at, len(points) - 1 - at)  # as far to the left as to the right
-        low, high = at - side, at + side + 1
+        side = max(side, reach // 4)  # but at the ends no single point stands for the mean
+        low, high = max(0, at - side), min(len(points), at + side + 1)
         found.append((x, (totals[high] - totals[low]) / (high - low)))
     return found
 

@@ -1,8 +1,8 @@
 """Which curves a run has: of text, of captions, of training; and which languages stand out."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from train.measuring.results import BLIND, MEASURES, measure_of
+from train.measuring.results import BLIND, MEASURES
 from train.reporting.axes import running_mean
 from train.reporting.content import LineChart, Series
 from train.reporting.read import Curves
@@ -119,14 +119,23 @@ def _family(
         return None
     ends = {name: values[max(values)] for name, values in lines.items()}
     named = worst(ends, False, FEW if len(ends) <= FEW else NUM_FLAGGED)
-    series = [
-        Series(n, list(v.items()), "flag" if n in named else "rest") for n, v in lines.items()
-    ]
+    series = [_smooth(n, v, "flag" if n in named else "rest") for n, v in lines.items()]
+    is_long = any(len(v) >= MANY_POINTS for v in [*lines.values(), curves.get(whole, {})])
     if curves.get(whole):
-        series.append(Series("all" if lines else title, list(curves[whole].items()), "main"))
+        main = curves[whole]
+        if is_long and not lines:
+            series.append(Series("as logged", list(main.items()), "rest"))
+        series.append(_smooth("all" if lines else title, main, "main"))
     name = (prefix or whole).strip("/").replace("/", "-").replace("_", "-")
-    note = "" if len(lines) <= FEW else f"The {NUM_FLAGGED} highest of {len(lines)} are named."
-    return LineChart(name, title, unit, series, form, note=note)
+    told = [] if len(lines) <= FEW else [f"The {NUM_FLAGGED} highest of {len(lines)} are named."]
+    told += ["Running means over a tenth of the run."] if is_long else []
+    return LineChart(name, title, unit, series, form, note=" ".join(told))
+
+
+def _smooth(name: str, values: Mapping[int, float], role: str) -> Series:
+    """Return a line as it is, or where it has many points its running mean."""
+    points = [(float(step), value) for step, value in values.items()]
+    return Series(name, points if len(points) < MANY_POINTS else running_mean(points), role)
 
 
 def _title(title: str) -> str:
@@ -137,8 +146,3 @@ def _title(title: str) -> str:
 
 def _unit(title: str) -> str:
     return title.partition(", ")[2] or "mean over languages in bold"
-
-
-def names_of(measures: Iterable[str]) -> str:
-    """Return titles of measures in a row."""
-    return ", ".join(_title(measure_of(name).title) for name in measures)

@@ -77,23 +77,50 @@ def dot_charts(models: Mapping[str, Results], prefix: str) -> list[Block]:
         "exact_match": ("Answered exactly", "share of rows", "{:.0%}"),
         "chrf": ("chrF", "0 to 100", "{:.1f}"),
     }
+    values = {
+        measure: {name: _of(metrics, prefix, measure) for name, metrics in found.items()}
+        for measure in wanted
+    }
     charts = []
-    for measure, (title, unit, form) in wanted.items():
-        values = {
-            name: _of(metrics, prefix, measure)
-            for name, metrics in found.items()
-            if _of(metrics, prefix, measure)
-        }
-        codes = {code for told in values.values() for code in told} - {MEAN}
-        if not codes or not values:
-            continue
-        last = list(values.values())[-1]
-        order = worst(last, measure != "nll", len(codes))
-        rows = [(code, [told.get(code) for told in values.values()])
-                for code in [MEAN, *order, *sorted(codes - set(order))]]  # fmt: skip
-        charts.append(DotChart(f"{prefix}-{measure}-models", title, unit, list(values), rows, form,
-                               tone, f"Worst of {list(values)[-1]} first."))  # fmt: skip
-    return [Charts(charts)] if charts else []
+    if tone == "text" and len(models) > 1:
+        charts.append(_increase_chart(values["nll"]))
+    charts += [
+        _dots(f"{prefix}-{measure}-models", title, unit, values[measure], form, tone,
+              measure != "nll")
+        for measure, (title, unit, form) in wanted.items()
+    ]  # fmt: skip
+    there = [chart for chart in charts if chart is not None]
+    return [Charts(there)] if there else []
+
+
+def _increase_chart(losses: Mapping[str, Mapping[str, float]]) -> DotChart | None:
+    """Return what each model loses of each language's text over the first model."""
+    first, *others = losses
+    base = losses[first]
+    rises = {
+        name: {code: losses[name][code] - base[code] for code in losses[name].keys() & base.keys()}
+        for name in others
+    }
+    return _dots("retention-increase-models", f"Text loss over {first}", "nats a token", rises,
+                 "{:+.3f}", "text", False)  # fmt: skip
+
+
+def _dots(
+    name: str, title: str, unit: str, values: Mapping[str, Mapping[str, float]], form: str,
+    tone: str, is_highest_best: bool,
+) -> DotChart | None:  # fmt: skip
+    """Return a chart of {model: {language: value}}; nothing where nothing was measured."""
+    there = {model: told for model, told in values.items() if told}
+    codes = {code for told in there.values() for code in told} - {MEAN}
+    if not codes:
+        return None
+    last = list(there)[-1]
+    order = worst(there[last], is_highest_best, len(codes))
+    rows = [
+        (code, [told.get(code) for told in there.values()])
+        for code in [MEAN, *order, *sorted(codes - set(order))]
+    ]
+    return DotChart(name, title, unit, list(there), rows, form, tone, f"Worst of {last} first.")
 
 
 def language_tables(models: Mapping[str, Results], kind: GroupKind) -> list[Block]:

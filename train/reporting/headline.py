@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from configs.languages import LANGUAGES
 from train.measuring.results import BLIND, MEASURES
 from train.reporting.content import Fact, told
 from train.reporting.curves import MEAN, by_language, worst
@@ -111,11 +110,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-
-
-def named(code: str) -> str:
-    """Return the name of a language."""
-    return LANGUAGES.get(code, code)
 
 
 def _steps(run: RunFiles) -> Fact:

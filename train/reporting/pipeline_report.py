@@ -98,7 +98,7 @@ def pipeline_report(
     problems += [f"{s.folder.name}: {p}" for s in pipeline.sweeps for p in s.problems]
     problems += [f"{e.folder.name}: {p}" for e in pipeline.evaluations for p in e.problems]
     facts = [Facts(sweep_facts(sweep)) for sweep in pipeline.sweeps[:1] if sweep.points]
-    head = [*facts, *lead, *([Problems(problems)] if problems else [])]
+    head = [*lead, *facts, *([Problems(problems)] if problems else [])]
     text = [*dot_charts(models, "retention"), *language_tables(models, GroupKind.text)]
     captions = [
         *dot_charts(models, "caption"),

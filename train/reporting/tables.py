@@ -110,7 +110,8 @@ def _best(values: Mapping[str, Values], code: str, measure: Measure) -> list[Cel
     """Return a cell for each model; the best of several that differ is marked."""
     texts = [_value(found, code, measure) for found in values.values()]
     numbers = [found[code] for found in values.values() if code in found]
-    if len({text for text in texts if text != ABSENT}) < 2:
+    is_blind = measure.name.startswith(BLIND)  # not a merit, whichever way it goes
+    if is_blind or len({text for text in texts if text != ABSENT}) < 2:
         return [Cell(text) for text in texts]
     best = told(measure.form, (max if measure.is_highest_best else min)(numbers))
     return [Cell(text, mark="best" if text == best else "") for text in texts]
