@@ -111,6 +111,7 @@ def open_folder(run: Run) -> None:
     folder, ledger = run.folder, run.data.ledger
     folder.open(run.config)
     folder.check_data(run.data.fingerprint())
+    folder.note_data(run.data.summary())
     ledger.write(folder.rows, run.held_out.left_out)
     clear_leftovers(folder.checkpoints)
     done = step_of(run.checkpoint) if run.checkpoint else -1

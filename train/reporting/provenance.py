@@ -24,6 +24,8 @@ def data_blocks(run: RunFiles) -> list[Block]:
         told.append(f"{samples:,} samples")
     if isinstance(run.data.get("tokens"), int):
         told.append(f"{run.data['tokens']:,} tokens")
+    if isinstance(run.data.get("supervised_tokens"), int):
+        told.append(f"{run.data['supervised_tokens']:,} of them supervised")
     if isinstance(languages, list) and languages:
         told.append(f"languages: {', '.join(map(str, languages))}")
     if run.data.get("digest"):

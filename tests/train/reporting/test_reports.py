@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from made_up_runs import ATTACK, CODES, MEASURES, WORDS, groups, make_run, value
+from pico_runs import Pipeline
 
 from configs.errors import ConfigError
 from train.measuring.results import Answer, measure_of
@@ -377,6 +378,32 @@ def test_the_command_writes_reports_without_torch(tmp_path: Path) -> None:
                           cwd=ROOT, capture_output=True, text=True, timeout=60)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (folder / "report.html").is_file()
+
+
+def test_real_runs_have_reports_with_all_that_was_logged(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pico"
+    for export in (pipeline.text, pipeline.sft):
+        run = folder / export.parent.name
+        shutil.copytree(export.parent, run, ignore=shutil.ignore_patterns("export", "checkpoints"))
+        write_run_report(run)
+        page, text = report(run)
+        assert "What could not be read" not in page.words
+        last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+        for name, number in last.items():
+            measure = name.split("/")[-1] if name.startswith("retention/mean/") else "step"
+            if measure in ("nll", "chrf"):
+                assert measure_of(measure).form.format(number) in page.words, name
+        counts = json.loads((run / "data_summary.json").read_text())
+        by_language = counts["by_language"].values()
+        assert counts["tokens"] == sum(one["tokens"] for one in by_language) > 1000
+        assert counts["samples"] == json.loads((run / "data.json").read_text())["samples"]
+        assert f"{counts['tokens']:,} tokens" in page.words
+        assert f"{counts['tokens']:,} tokens" in text
+    shutil.copytree(pipeline.merged, folder / "merged")
+    write_any_report(folder)
+    assert "text + alpha \\* (vlm - text)" in report(folder)[1]
 
 
 # ------------------------------------------------------------------------------------- pieces
