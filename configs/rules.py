@@ -33,7 +33,7 @@ from configs.schema import (
 
 # Whole numbers that make no sense below this; everything else that counts must be positive.
 MINIMUM = {"num_workers": 0, "warmup_steps": 0, "seed": 0, "drop_seed": 0, "max_number": 10,
-           "eval_steps": 0, "num_choices": 0, "num_examples": 0}  # fmt: skip
+           "eval_steps": 0, "num_choices": 0}  # fmt: skip
 MAXIMUM = {"max_number": 9999}  # what data.number_words has words for
 SHARES = ("max_bad_ratio", "min_lr_ratio")
 SHARES_BELOW_ONE = ("lora_dropout", "adam_beta1", "adam_beta2")

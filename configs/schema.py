@@ -527,7 +527,6 @@ class EvaluateConfig:
     out: str = MISSING  # folder for evaluation.json, report.md, report.html and pictures
     seed: int = 0
     dry_run: bool = False  # check everything, print the plan, measure nothing
-    num_examples: int = 6  # held-out pictures, and as many text questions, to show with answers
     data: DataConfig = field(default_factory=DataConfig)  # `held_out` of it is read
     engine: ThreadsConfig = field(default_factory=ThreadsConfig)
     evaluation: CompareConfig = field(default_factory=CompareConfig)

@@ -17,7 +17,7 @@ from configs.schema import BadRow as OnBadRow
 from configs.schema import DataConfig, ModelConfig, SourceConfig
 from data.cache import Cache, open_cache
 from data.columns import make_row
-from data.index import SourceIndex, build_index, settings_of
+from data.index import Lengths, SourceIndex, build_index, settings_of
 from data.ledger import Ledger
 from data.mixture import describe_mixture, sample_weights
 from data.pack import PackPlan
@@ -54,9 +54,36 @@ class TrainingData:
             hashed.update(np.ascontiguousarray(values).tobytes())
         return {"samples": len(self.samples), "digest": hashed.hexdigest()}
 
+    def summary(self) -> dict[str, object]:
+        """Return samples and tokens, of all, by source and by language, for a report."""
+        if self.samples is None:
+            return {}
+        lengths, names = self.samples.lengths, self.samples.source_names
+        languages = [*LANGUAGES]
+        return {
+            **_counts(lengths),
+            "by_source": {
+                name: _counts(lengths[self.samples.source_of == number])
+                for number, name in enumerate(names)
+            },
+            "by_language": {
+                languages[number]: _counts(lengths[lengths["language"] == number])
+                for number in np.unique(lengths["language"]).tolist()
+            },
+        }
+
     def epoch_of(self, step: int) -> float | None:
         """Return how many epochs lie before a step, where that is known."""
         return None if self.plan is None else self.plan.epoch_of(step)
+
+
+def _counts(lengths: Lengths) -> dict[str, int]:
+    return {
+        "samples": len(lengths),
+        "tokens": int(lengths["num_tokens"].sum()),
+        "supervised_tokens": int(lengths["num_supervised"].sum()),
+        "tiles": int(lengths["num_tiles"].sum()),
+    }
 
 
 def build_training_data(

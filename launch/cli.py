@@ -9,6 +9,7 @@ COMMANDS = {
     "sweep": ("merge.sweep", "measure every alpha, choose one"),
     "evaluate": ("train.evaluate", "measure models side by side"),
     "export": ("train.export_checkpoint", "one Hugging Face folder of any checkpoint"),
+    "report": ("train.report", "a page of curves, tables and pictures of any folder"),
     "inspect": ("data.inspect", "see what would be trained on"),
     "dashboard": ("launch.dashboard", "a W&B workspace with the panels"),
     "demo": ("launch.demo", "run the whole pipeline on the shipped data"),

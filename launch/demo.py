@@ -43,7 +43,8 @@ def main() -> None:
         run_step(step, options.overrides, number, len(steps), options.out)
     report = write_report(options.out, [_command(step, options.overrides) for step in steps])
     minutes = (time.perf_counter() - started) / 60
-    sys.stdout.write(f"\n{report}\n\ndone in {minutes:.1f} minutes: {options.out}/report.md\n")
+    files = f"{options.out}/report.html and report.md"
+    sys.stdout.write(f"\n{report}\n\ndone in {minutes:.1f} minutes: {files}\n")
 
 
 def plan_steps(out: Path) -> list[Step]:

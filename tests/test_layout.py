@@ -25,7 +25,16 @@ MAY_IMPORT = {
 }
 # The rooms of a package, lowest first: each may import itself and those before it.
 ROOMS = {
-    "train": ("model", "measuring", "saving", "planning", "tracking", "watching"),
+    "train": (
+        "model",
+        "measuring",
+        "saving",
+        "planning",
+        "tracking",
+        "watching",
+        "judging",
+        "reporting",
+    ),  # fmt: skip
     "merge": ("reading", "matching", "recipe", "writing", "proof", "sweeping"),
 }
 # Modules beside the rooms that the rooms may import.

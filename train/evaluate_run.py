@@ -16,7 +16,6 @@ from configs.errors import ConfigError
 from configs.schema import Attention, EvaluateConfig
 from data.processor import load, load_processor
 from data.render import Renderer, Sample
-from data.rows import Row
 from train.measuring.evaluation import HeldOut, first_of_each_language
 from train.measuring.held_out import prepare_held_out
 from train.measuring.reference import load_reference
@@ -24,11 +23,11 @@ from train.measuring.results import SCHEMA, Results, as_json
 from train.measuring.scores import signatures_of
 from train.measuring.shares import all_ranks
 from train.measuring.shown import save_pictures
-from train.measuring.side_by_side import Example, format_examples, format_table
 from train.model.load import load_text_lm, load_vlm
 from train.model.loss import add_token_losses, check_against_text_class
 from train.process import set_up_process
 from train.ranks import device_of_rank, num_ranks, rank
+from train.reporting.any_folder import write_any_report
 from train.saving.run_folder import environment, to_plain
 from train.tracking.evaluated import track_evaluation
 
@@ -136,51 +135,12 @@ def _write(
         for sample in first_of_each_language(_asked(group), config.evaluation.max_answers)
     ]
     pictured = [sample for sample in answered if sample.row.images]
-    pictures = save_pictures(pictured, shown.digests(pictured), out, side=PICTURE_SIDE)
-    examples = [
-        _example(results, group, row, pictures)
-        for group, row in _chosen(shown, answered, config.num_examples)
-    ]
-    report = f"{format_table(results)}\n\n{format_examples(examples, list(results))}\n"
-    (out / "report.md").write_text(report, encoding="utf-8")
-    log.info("wrote %s", out / "report.md")
+    save_pictures(pictured, shown.digests(pictured), out, side=PICTURE_SIDE)
+    write_any_report(out)
+    log.info("wrote %s and report.md", out / "report.html")
     if config.tracker.wandb:
         track_evaluation(config, results)
 
 
 def _asked(samples: Sequence[Sample]) -> list[Sample]:
     return [sample for sample in samples if len(sample.row.turns) > 1]
-
-
-def _chosen(
-    held_out: HeldOut, answered: Sequence[Sample], num_examples: int
-) -> Iterator[tuple[str, Row]]:
-    """Yield rows with pictures, then rows without, spread over those that were answered."""
-    taken = {id(sample) for sample in answered}
-    for with_picture in (True, False):
-        rows = [
-            (name, sample.row)
-            for name, samples in held_out.groups.items()
-            for sample in samples
-            if id(sample) in taken and bool(sample.row.images) is with_picture
-        ]
-        step = max(1, len(rows) // max(1, num_examples))
-        # An odd step meets every language in turn, also where they come in turn.
-        yield from rows[:: step | 1][:num_examples]
-
-
-def _example(
-    results: dict[str, Results], group: str, row: Row, pictures: dict[str, str]
-) -> Example:
-    answers = {
-        name: next((a.answer for a in result[group].answers if a.row_id == str(row)), "")
-        for name, result in results.items()
-        if group in result
-    }
-    return Example(
-        picture=pictures.get(str(row)),
-        language=row.language,
-        question=row.turns[-2].text,
-        reference=row.turns[-1].text,
-        answers=answers,
-    )

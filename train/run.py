@@ -1,5 +1,6 @@
 """One training run, from its config to its export: the table of contents of `train/`."""
 
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from train.planning.plan import log_data
 from train.precision import compute_dtype
 from train.process import cores_of_all, set_up_process
 from train.ranks import device_of_rank, num_ranks, rank
+from train.reporting.run_report import write_run_report
 from train.saving.best import Best
 from train.saving.card import model_card
 from train.saving.checkpoints import (
@@ -120,6 +122,7 @@ def open_folder(run: Run) -> None:
     folder, ledger = run.folder, run.data.ledger
     folder.open(run.config)
     folder.check_data(run.data.fingerprint())
+    folder.note_data(run.data.summary())
     ledger.write(folder.rows, run.held_out.left_out)
     clear_leftovers(folder.checkpoints)
     done = step_of(run.checkpoint) if run.checkpoint else -1
@@ -164,6 +167,9 @@ def train_and_export(run: Run) -> None:
         callback.close()
         tell_checkpoints(tracker, folder)
         tracker.finish(**ended)
+        if rank() == 0:
+            with contextlib.suppress(OSError):  # a full disk, which hides no other error
+                write_run_report(folder.path)
 
 
 def export_run(

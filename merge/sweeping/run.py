@@ -34,6 +34,7 @@ from train.model.load import load_vlm
 from train.model.loss import add_token_losses, check_against_text_class
 from train.process import set_up_process
 from train.ranks import device_of_rank, rank
+from train.reporting.any_folder import write_any_report
 from train.saving.run_folder import to_plain
 from train.tracking.tracker import Tracker, start_tracker
 
@@ -172,6 +173,7 @@ def _conclude(
     outcome = Outcome(candidates, measured, captions, text_lm, choice)
     write_tables(out, outcome)
     write_plot(out / "sweep.png", outcome, max_text_loss_increase=limit)
+    write_any_report(out)
     chosen = next(candidate for candidate in candidates if candidate.name == choice.name)
     log.info("chosen: %s, the %s; see %s", chosen, choice.rule, out / "sweep.md")
     _track(board.tracker, outcome, out)

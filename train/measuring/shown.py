@@ -15,12 +15,12 @@ LOSSLESS_SIDE = 128  # pixels: a picture up to it is a PNG, a larger one a JPEG
 def save_pictures(
     samples: Sequence[Sample], digests: Sequence[str], folder: Path, *, side: int
 ) -> dict[str, str]:
-    """Save the first picture of each sample in `folder`, equal ones once, and `pictures.json`.
+    """Save the first picture of each sample, equal ones once, and which row has which.
 
     Args:
         samples: with pictures.
         digests: equal where pictures are.
-        folder: for files and for pictures.json beside it, {row id: "pictures/1.png"}.
+        folder: of pictures/ and of pictures.json, {row id: "1.png"}.
         side: pixels of the longer side, at most.
 
     Returns:
@@ -34,8 +34,8 @@ def save_pictures(
             picture = sample.row.images[0].load()
             picture.thumbnail((side, side))
             ending = "png" if max(picture.size) <= LOSSLESS_SIDE else "jpg"
-            names[digest] = f"pictures/{len(names) + 1}.{ending}"  # ids may hold a slash
-            picture.save(folder / names[digest], quality=88)
+            names[digest] = f"{len(names) + 1}.{ending}"  # ids may hold a slash
+            picture.save(folder / "pictures" / names[digest], quality=88)
         found[str(sample.row)] = names[digest]
     text = json.dumps(found, ensure_ascii=False, indent=1)
     (folder / "pictures.json").write_text(text, encoding="utf-8")

@@ -98,6 +98,11 @@ class RunFolder:
                 )
         path.write_text(json.dumps(fingerprint) + "\n", encoding="utf-8")
 
+    def note_data(self, summary: dict[str, object]) -> None:
+        """Keep how much there is to train on, by source and language, for the report."""
+        path = self.path / "data_summary.json"
+        path.write_text(json.dumps(summary) + "\n", encoding="utf-8")
+
     def is_finished(self) -> bool:
         """Whether the run has reached its last step and was exported."""
         return self.finished.is_file()

@@ -1,0 +1,53 @@
+"""Where a merged model comes from, by its merge_report.json."""
+
+from pathlib import Path
+from typing import Any
+
+from train.reporting.content import Block, Column, Problems, Table
+from train.reporting.read import Reader
+
+
+def merge_blocks(folder: Path) -> list[Block]:
+    """Return the recipe, the inputs with their fingerprints, and what was proved."""
+    reader = Reader(folder)
+    report = reader.json("merge_report.json")
+    blocks: list[Block] = []
+    rows = [[name, str(value)] for name, value in _facts(report) if value not in (None, "", {}, [])]
+    words = [Column("", is_number=False), Column("", is_number=False)]
+    if rows:
+        blocks.append(Table(f"{folder.name}: how it was made", words, rows))
+    inputs = [
+        [role, str(told.get("folder", "")), file, str(facts.get("fingerprint", ""))[:16],
+         f"{facts.get('num_bytes', 0):,}"]
+        for role, told in _dict(report.get("inputs")).items() if isinstance(told, dict)
+        for file, facts in _dict(told.get("files")).items() if isinstance(facts, dict)
+    ]  # fmt: skip
+    if inputs:
+        columns = [Column(title, is_number=False)
+                   for title in ("input", "folder", "file", "fingerprint")]  # fmt: skip
+        blocks.append(Table("Inputs", [*columns, Column("bytes")], inputs))
+    if reader.problems:
+        blocks.append(Problems(reader.problems))
+    return blocks
+
+
+def _facts(report: dict[str, Any]) -> list[tuple[str, Any]]:
+    method, changes = _dict(report.get("method")), _dict(report.get("changes"))
+    relatives, verified = _dict(report.get("relatives")), _dict(report.get("verified"))
+    ratio = changes.get("changed_ratio")
+    return [
+        ("method", method.get("name")),
+        ("formula", method.get("formula")),
+        ("alpha", report.get("alpha")),
+        ("source", method.get("url")),
+        ("dtype", report.get("dtype")),
+        ("values changed", f"{ratio:.1%}" if isinstance(ratio, int | float) else None),
+        ("differences of the inputs", "; ".join(map(str, relatives.get("differences") or []))),
+        ("warnings", "; ".join(map(str, relatives.get("warnings") or []))),
+        ("proved", ", ".join(f"{k.replace('_', ' ')}: {v}" for k, v in verified.items())),
+        ("versions", ", ".join(f"{k} {v}" for k, v in _dict(report.get("versions")).items())),
+    ]
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,192 @@
+"""Charts as SVG without scripts: the mean and the worst by name, all others by hovering."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from markupsafe import Markup, escape
+
+from train.reporting.axes import Axis, axis, short, spread, thin
+from train.reporting.content import Chart, DotChart, LineChart, Series
+
+WIDTH, HEIGHT = 380, 230  # pixels, of which a phone shows nearly all
+LEFT, TOP, BOTTOM = 46, 12, 34
+LABELS, BARE = 62, 14  # room on the right, with names of lines and without
+LINE, ROW = 13, 17  # pixels of a label, and of a row of a dot chart
+DOTTED = 40  # points of a line up to which each has a dot with its value
+STYLE = (Path(__file__).parent / "chart.css").read_text(encoding="utf-8")
+
+
+def draw(chart: Chart, *, alone: bool = False) -> Markup:
+    """Return the chart; `alone` in a file it has its colours with it."""
+    inner = _dots(chart) if isinstance(chart, DotChart) else _lines(chart)
+    height = _height(chart)
+    head = (
+        Markup(' xmlns="http://www.w3.org/2000/svg" width="{}" height="{}"').format(WIDTH, height)
+        if alone
+        else Markup("")
+    )
+    style = Markup("<style>{}</style>").format(Markup(STYLE)) if alone else Markup("")
+    return Markup(
+        '<svg{} class="chart {}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}</svg>'
+    ).format(
+        head, chart.tone, WIDTH, height, described(chart), style, inner
+    )  # fmt: skip
+
+
+def described(chart: Chart) -> str:
+    """Return in words what the chart shows, for those who do not see it."""
+    if isinstance(chart, DotChart):
+        return f"{chart.title}, {chart.unit}: {', '.join(chart.models)} by language"
+    ends = [
+        f"{one.name} {chart.form.format(one.points[0][1])} to "
+        f"{chart.form.format(one.points[-1][1])}"
+        for one in chart.series
+        if one.role != "rest" and one.points
+    ]
+    return f"{chart.title}, {chart.unit}: {'; '.join(ends)}"
+
+
+def _height(chart: Chart) -> int:
+    if isinstance(chart, DotChart):
+        return TOP + LINE * len(chart.models) + 10 + ROW * len(chart.rows) + BOTTOM
+    return HEIGHT
+
+
+def _lines(chart: LineChart) -> Markup:
+    named = [one for one in chart.series if one.role != "rest" and one.points]
+    right = BARE if len(named) < 2 else LABELS
+    points = [point for one in chart.series for point in one.points]
+    across = axis([x for x, _ in points], LEFT, WIDTH - right, room=0.0)
+    up = axis([y for _, y in points], HEIGHT - BOTTOM, TOP)
+    order = ("rest", "blind", "flag", "main")  # what matters is drawn last
+    drawn = sorted(chart.series, key=lambda one: order.index(one.role))
+    parts = [_grid(across, up, chart.x_title, HEIGHT - BOTTOM), _mark(chart, across)]
+    parts += [_line(one, chart, across, up) for one in drawn if one.points]
+    if len(named) > 1:
+        parts.append(_names(named, up, WIDTH - right + 6))
+    return Markup("").join(parts)
+
+
+def _grid(across: Axis, up: Axis, x_title: str, bottom: float) -> Markup:
+    """Return lines and numbers of both axes."""
+    parts = [_below(across, x_title, bottom)]
+    for value in up.ticks(4):
+        y = up.at(value)
+        parts.append(Markup('<path class="grid" d="M{} {}H{}"/>').format(LEFT, y, across.end))
+        parts.append(_tick(LEFT - 6, y + 4, short(value), "end"))
+    return Markup("").join(parts)
+
+
+def _below(across: Axis, title: str, bottom: float) -> Markup:
+    """Return the numbers of the x axis and what they are of."""
+    parts = [_tick(across.at(value), bottom + 15, short(value)) for value in across.ticks(4)]
+    return Markup("").join([*parts, _tick((across.start + across.end) / 2, bottom + 29, title)])
+
+
+def _tick(x: float, y: float, text: str, anchor: str = "middle") -> Markup:
+    return Markup('<text class="tick" x="{:g}" y="{:g}" text-anchor="{}">{}</text>').format(
+        x, y, anchor, text
+    )
+
+
+def _mark(chart: LineChart, across: Axis) -> Markup:
+    if chart.mark is None:
+        return Markup("")
+    x, label = across.at(chart.mark[0]), chart.mark[1]
+    is_right = x > (across.start + across.end) / 2
+    line = Markup('<path class="mark" d="M{} {}V{}"/>').format(x, TOP, HEIGHT - BOTTOM)
+    return line + _tick(
+        x - 4 if is_right else x + 4, TOP + 9, label, "end" if is_right else "start"
+    )
+
+
+def _line(one: Series, chart: LineChart, across: Axis, up: Axis) -> Markup:
+    """Return a line, a wider one that is easier to hover, and dots with their values."""
+    points = [(across.at(x), up.at(y), x, y) for x, y in thin(one.points)]
+    path = "M" + "L".join(f"{px:g} {py:g}" for px, py, _, _ in points)
+    first, last = points[0], points[-1]
+    told = f"{one.name}: {chart.form.format(first[3])} to {chart.form.format(last[3])}"
+    dots = []
+    if one.role != "rest" and len(points) <= DOTTED:
+        dots = [
+            Markup('<circle cx="{}" cy="{}" r="{}"><title>{}, {} {:g}: {}</title></circle>').format(
+                px, py, 3 if one.role == "main" else 2.2, one.name, chart.x_title, x,
+                chart.form.format(y),
+            )
+            for px, py, x, y in points
+        ]  # fmt: skip
+    return Markup(
+        '<g class="{}"><title>{}</title><path class="reach" d="{}"/><path d="{}"/>{}</g>'
+    ).format(
+        one.role, told, path, path, Markup("").join(dots)
+    )  # fmt: skip
+
+
+def _names(named: Sequence[Series], up: Axis, x: float) -> Markup:
+    wanted = [up.at(one.points[-1][1]) for one in named]
+    places = spread(wanted, gap=LINE, low=TOP + 4, high=HEIGHT - BOTTOM)
+    return Markup("").join(
+        Markup('<text class="name {}" x="{}" y="{:.1f}">{}</text>').format(
+            one.role, x, place + 4, one.name if len(one.name) < 11 else one.name[:10] + "…"
+        )
+        for one, place in zip(named, places, strict=True)
+    )
+
+
+def _dots(chart: DotChart) -> Markup:
+    """Return a row a language, worst last model first, and a key above."""
+    values = [v for _, row in chart.rows for v in row if v is not None]
+    across = axis(values, LEFT, WIDTH - BARE)
+    top = TOP + LINE * len(chart.models) + 10
+    bottom = top + ROW * len(chart.rows)
+    parts = []
+    for number, model in enumerate(chart.models):
+        y = TOP + LINE * number
+        parts.append(_dot(number, LEFT + 4, y, ""))
+        parts.append(_tick(LEFT + 14, y + 4, model, "start"))
+    for value in across.ticks(4):
+        x = across.at(value)
+        parts.append(Markup('<path class="grid" d="M{} {}V{}"/>').format(x, top, bottom))
+    parts.append(_below(across, chart.unit, bottom))
+    for at, (language, row) in enumerate(chart.rows):
+        parts.append(_row(chart, language, row, across, top + ROW * at + ROW / 2))
+    return Markup("").join(parts)
+
+
+def _row(
+    chart: DotChart, language: str, row: Sequence[float | None], across: Axis, y: float
+) -> Markup:
+    there = [(number, value) for number, value in enumerate(row) if value is not None]
+    places = [across.at(value) for _, value in there]
+    told = ", ".join(f"{chart.models[n]} {chart.form.format(v)}" for n, v in there)
+    dots = Markup("").join(
+        _dot(n, across.at(v), y, f"{language}, {chart.models[n]}: {chart.form.format(v)}")
+        for n, v in there
+    )
+    bar = (
+        Markup('<path class="span" d="M{} {}H{}"/>').format(min(places), y, max(places))
+        if places
+        else ""
+    )
+    return Markup(
+        '<g><title>{}: {}</title><text class="name" x="{}" y="{}" text-anchor="end">{}</text>{}{}'
+        "</g>"
+    ).format(
+        language, told, LEFT - 10, y + 4, language, bar, dots
+    )  # fmt: skip
+
+
+def _dot(number: int, x: float, y: float, title: str) -> Markup:
+    told = Markup("<title>{}</title>").format(title) if title else Markup("")
+    if number % 3 == 1:  # by shape too, not by colour alone
+        return Markup('<rect class="dot d{}" x="{}" y="{}" width="7" height="7">{}</rect>').format(
+            number % 3, x - 3.5, y - 3.5, told
+        )
+    return Markup('<circle class="dot d{}" cx="{}" cy="{}" r="4">{}</circle>').format(
+        number % 3, x, y, told
+    )
+
+
+def file_name(chart: Chart) -> str:
+    """Return the name of its own file."""
+    return f"{escape(chart.name)}.svg".replace("/", "-")
