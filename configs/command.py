@@ -32,6 +32,7 @@ from configs.schema import (
     EvaluateConfig,
     ExportConfig,
     InspectConfig,
+    JudgeConfig,
     MergeConfig,
     SweepConfig,
     TrainConfig,
@@ -51,6 +52,7 @@ SCHEMAS: dict[str, type] = {
     "verify_merge": VerifyMergeConfig,
     "sweep": SweepConfig,
     "evaluate": EvaluateConfig,
+    "judge": JudgeConfig,
     "inspect": InspectConfig,
     "export": ExportConfig,
 }
@@ -58,6 +60,7 @@ IN_SEVERAL_PROCESSES = (TrainConfig, SweepConfig)
 AGAIN = {
     "train": "; the same command goes on from the last checkpoint, or anew where there is none yet",
     "sweep": "; the same command goes on with what is not measured yet",
+    "judge": "; the same command goes on with what is not judged yet",
 }
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # what a shell reports for a program ended by Ctrl-C
 

@@ -1,4 +1,4 @@
-"""`visiongraft {train,merge,sweep,evaluate,export,inspect,demo}`: the commands under one name."""
+"""`visiongraft {train,merge,sweep,evaluate,judge,export,inspect,demo}`: the commands under one name."""
 
 import importlib
 import sys
@@ -8,6 +8,7 @@ COMMANDS = {
     "merge": ("merge.__main__", "merge a VLM with its text LM"),
     "sweep": ("merge.sweep", "measure every alpha, choose one"),
     "evaluate": ("train.evaluate", "measure models side by side"),
+    "judge": ("train.judge", "let an LLM judge two models' answers"),
     "export": ("train.export_checkpoint", "one Hugging Face folder of any checkpoint"),
     "inspect": ("data.inspect", "see what would be trained on"),
     "demo": ("launch.demo", "run the whole pipeline on the shipped data"),
