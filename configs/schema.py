@@ -526,7 +526,7 @@ class JudgeConfig:
     groups: list[str] = field(default_factory=list)  # of held-out rows; empty: all with answers
     num_rows: int | None = None  # judged of each language of a group; null: all
     endpoint: str = MISSING  # OpenAI-compatible, up to /v1
-    model: str = MISSING  # the judge's name there
+    judge_model: str = MISSING  # its name there (`model` is a config group to Hydra)
     out: str = MISSING  # folder for judge.json, judge.md and verdicts.jsonl; goes on there
     with_pictures: bool = True  # show the judge the picture; false: the reference in its place
     prompt_file: str | None = None  # YAML with `system` and `user`; null: train/judging/prompt.yaml

@@ -1,4 +1,4 @@
-"""`visiongraft {train,merge,sweep,evaluate,judge,export,inspect,demo}`: the commands under one name."""
+"""`visiongraft COMMAND`: train, merge, evaluate and the others under one name."""
 
 import importlib
 import sys
