@@ -11,9 +11,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from PIL import Image
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
 
 from configs.errors import CheckpointError, ConfigError
+from launch import harness
 
 pytest.importorskip("lm_eval")
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +28,7 @@ CHOICES = {
     "en": [("Write 7 in words.", ["six", "seven", "ten"], 1), ("A red thing:", ["a cat", "x"], 0)],
     "fr": [("Écris 7 en lettres.", ["six", "sept", "dix"], 1), ("Vrai ?", ["non", "oui"], 1)],
 }
+KINDS = ("choice", "likelihood", "rolling", "generate")
 MAX_GEN_TOKS = 6
 WORST_NATS = 2e-4  # a question; measured 3e-6: batches are padded, sums of float32 differ
 
@@ -160,7 +168,7 @@ def test_lm_eval_gives_what_counting_by_hand_gives(which: str, pipeline: Any, ta
         right, perplexity = [], []
         for (q, choices, label), likelihoods, one, rolled, answer in zip(
             rows,
-            *(said(found, f"{kind}_{code}") for kind in ("choice", "likelihood", "rolling", "generate")),
+            *(said(found, f"{kind}_{code}") for kind in KINDS),
             strict=True,
         ):  # fmt: skip
             by_hand = [naive.of_pair(q, f" {choice}") for choice in choices]
@@ -202,7 +210,7 @@ def test_alpha_0_is_the_text_lm_but_for_rows_of_the_vlms_own_tokens(
 
 @pytest.mark.slow
 def test_lm_evals_own_classes_are_of_another_softmax_on_a_vlm(pipeline: Any, tasks: Path) -> None:
-    """What the adapter is for. Where this fails, upstream has mended it: see train/model/loss.py."""
+    """What the adapter is for. Where this fails, upstream has mended it (train/model/loss.py)."""
     with pytest.raises(ValueError, match="Unrecognized configuration class"):
         measure(pipeline.merged, tasks, model="hf")
     theirs = measure(pipeline.merged, tasks, model="hf-multimodal")
@@ -218,6 +226,27 @@ def test_lm_evals_own_classes_are_of_another_softmax_on_a_vlm(pipeline: Any, tas
     assert max(gaps) > 0.1  # nats a choice
     for code in CHOICES:  # a factor on all logits moves no maximum
         assert said(ours, f"generate_{code}") == said(theirs, f"generate_{code}")
+
+
+@pytest.mark.slow
+def test_greedy_answers_to_pictures_need_no_logit_scale(pipeline: Any) -> None:
+    """Why a harness that only generates may use transformers' class or a server as they are."""
+    processor = AutoProcessor.from_pretrained(pipeline.merged)
+    model = AutoModelForImageTextToText.from_pretrained(pipeline.merged).eval()
+    scale = model.config.text_config.logit_scale
+    assert scale != 1
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    prompt = processor.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    for colour in ((200, 0, 0), (0, 0, 200)):
+        picture = Image.new("RGB", (40, 30), colour)
+        inputs = processor(text=[prompt], images=[picture], return_tensors="pt")
+        said_here = model.generate(**inputs, do_sample=False, max_new_tokens=MAX_GEN_TOKS)
+        ids = inputs.pop("input_ids")
+        inputs.pop("attention_mask")
+        for token in said_here[0, ids.shape[1] :]:
+            logits = scale * model(input_ids=ids, **inputs).logits[0, -1]
+            assert int(logits.softmax(-1).argmax()) == int(token)
+            ids = torch.cat([ids, token.view(1, 1)], dim=1)
 
 
 @pytest.mark.slow
@@ -237,6 +266,12 @@ def test_the_command_is_lm_evals_own(pipeline: Any, tasks: Path, tmp_path: Path)
     here = measure(pipeline.merged, tasks)["results"]
     for task in ("choice_en", "choice_fr"):
         assert told[task]["acc,none"] == here[task]["acc,none"]
+
+
+def test_without_lm_eval_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(SystemExit, match=r"pip install 'visiongraft\[harness\]'"):
+        harness.main()
 
 
 @pytest.mark.slow

@@ -4,7 +4,12 @@ import base64
 import io
 import json
 import logging
+import signal
+import subprocess
+import sys
+import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +34,7 @@ from train.judging import report
 from train.judging.client import JudgeError
 from train.judging.run import judge
 
+ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = json.loads(Path(report.__file__).with_name("judge.schema.json").read_text())
 LONG = [row(i, code, "a red cat on a mat") for code in ("en", "fr") for i in range(3)]
 SHORT = [row(i, code, "a cat") for code in ("en", "fr") for i in range(3)]
@@ -545,3 +551,36 @@ def test_rows_are_drawn_by_language_and_the_seed(tmp_path: Path) -> None:
 def test_a_config_that_cannot_work_is_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config("judge", ["endpoint=http://h/v1", "judge_model=m", "out=o", *overrides])
+
+
+def test_ctrl_c_keeps_what_has_come_and_the_command_goes_on(both: Path, tmp_path: Path) -> None:
+    out, came = tmp_path / "out", threading.Event()
+    finished: list[bool] = []
+
+    def decide(body: Body) -> Answer:
+        if len(server.heard) == 4:
+            came.set()
+        waits = len(server.heard) > 3 and not finished
+        return replace(prefers_longer(body), wait_seconds=60 if waits else 0)
+
+    with judge_server(decide) as server:
+        command = [
+            *(sys.executable, "-m", "train.judge", *of(both), f"endpoint={server.url}"),
+            *("judge_model=a-judge", f"out={out}", "num_concurrent=1"),
+        ]
+        running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        assert came.wait(60)
+        running.send_signal(signal.SIGINT)
+        _, told = running.communicate(timeout=20)
+        assert running.returncode == 130
+        assert told.endswith("interrupted; the same command goes on with what is not judged yet\n")
+        assert "Traceback" not in told
+        assert len((out / "verdicts.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+        finished.append(True)
+        server.heard.clear()
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert "12 requests to a-judge" in done.stderr
+        assert "3 of them answered before" in done.stderr
+    assert len(server.heard) == 9
+    assert json.loads((out / "judge.json").read_text(encoding="utf-8"))["all"]["wins"] == 6
