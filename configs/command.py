@@ -33,6 +33,7 @@ from configs.schema import (
     EvaluateConfig,
     ExportConfig,
     InspectConfig,
+    JudgeConfig,
     MergeConfig,
     SweepConfig,
     TrainConfig,
@@ -52,6 +53,7 @@ SCHEMAS: dict[str, type] = {
     "verify_merge": VerifyMergeConfig,
     "sweep": SweepConfig,
     "evaluate": EvaluateConfig,
+    "judge": JudgeConfig,
     "inspect": InspectConfig,
     "export": ExportConfig,
     "dashboard": DashboardConfig,
@@ -60,6 +62,7 @@ IN_SEVERAL_PROCESSES = (TrainConfig, SweepConfig, EvaluateConfig)
 AGAIN = {
     "train": "; the same command goes on from the last checkpoint, or anew where there is none yet",
     "sweep": "; the same command goes on with what is not measured yet",
+    "judge": "; the same command goes on with what is not judged yet",
 }
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # what a shell reports for a program ended by Ctrl-C
 

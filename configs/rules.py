@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from configs.errors import ConfigError
 from configs.languages import LANGUAGES
@@ -18,6 +19,7 @@ from configs.schema import (
     DataConfig,
     Dtype,
     EngineKind,
+    JudgeConfig,
     MeasureConfig,
     ModelConfig,
     ModelKind,
@@ -32,11 +34,19 @@ from configs.schema import (
 )
 
 # Whole numbers that make no sense below this; everything else that counts must be positive.
-MINIMUM = {"num_workers": 0, "warmup_steps": 0, "seed": 0, "drop_seed": 0, "max_number": 10,
-           "eval_steps": 0, "num_choices": 0}  # fmt: skip
+MINIMUM = {
+    "num_workers": 0,
+    "eval_steps": 0,
+    "num_choices": 0,
+    "warmup_steps": 0,
+    "seed": 0,
+    "drop_seed": 0,
+    "max_number": 10,
+    "num_retries": 0,
+}
 MAXIMUM = {"max_number": 9999}  # what data.number_words has words for
 SHARES = ("max_bad_ratio", "min_lr_ratio")
-SHARES_BELOW_ONE = ("lora_dropout", "adam_beta1", "adam_beta2")
+SHARES_BELOW_ONE = ("lora_dropout", "adam_beta1", "adam_beta2", "confidence")
 AT_LEAST_ZERO = (
     "weight",
     "learning_rate",
@@ -53,6 +63,9 @@ POSITIVE = (
     "spike_deviations",
     "peak_tflops",
     "device_memory_gib",
+    "timeout_seconds",
+    "backoff_seconds",
+    "max_backoff_seconds",
 )
 NOT_IN_PROJECTS = "/\\#?%:"  # wandb 0.31, Settings.validate_project
 SCHEDULE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -85,6 +98,8 @@ def check_rules(config: Any) -> None:
         problems += _tracker_rules(
             config.tracker, has_curves=isinstance(config, TrainConfig | SweepConfig)
         )
+    if isinstance(config, JudgeConfig):
+        problems += _judge_rules(config)
     if isinstance(getattr(config, "data", None), DataConfig):
         problems += _data_rules(config.data)
     if problems:
@@ -164,6 +179,24 @@ def _tracker_rules(tracker: TrackerConfig, *, has_curves: bool) -> Iterator[str]
         yield f"tracker.project: is {tracker.project!r}, which {told}; an account is tracker.entity"
     if tracker.tensorboard and not has_curves:
         yield "tracker.tensorboard: there is no curve to show; tracker=wandb keeps the report"
+
+
+def _judge_rules(config: JudgeConfig) -> Iterator[str]:
+    if config.evaluation is None and None in (config.a, config.b):
+        yield "evaluation: give the folder with both models' answers, or one for each in a and b"
+    if config.evaluation is not None and (config.a, config.b) != (None, None):
+        yield "evaluation: holds both models, a and b one each: give one or the other"
+    if config.evaluation is not None and not config.models:
+        yield "models: required with evaluation: the two names in it, such as [before,after]"
+    if config.models and len(config.models) != 2:
+        yield f"models: names {len(config.models)}, but it is two: [a, b]"
+    url = urlsplit(config.endpoint)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        yield f"endpoint: is {config.endpoint!r}, but it is a URL such as http://localhost:8000/v1"
+    elif url.query or url.fragment or "@" in url.netloc:  # it is written into the results
+        yield "endpoint: holds a query or a user; a key goes into the variable named by api_key_env"
+    for name in sorted({"messages", "model", "stream", "n"} & config.request.keys()):
+        yield f"request.{name}: is set by the judge itself"
 
 
 def _model_rules(model: ModelConfig) -> Iterator[str]:

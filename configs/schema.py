@@ -567,3 +567,34 @@ class InspectConfig:
     seed: int = 0  # of what is drawn: rows to show, prompts, shipped rows
     model: ModelConfig = field(default_factory=ModelConfig)  # for its processor; no weights load
     data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass
+class JudgeConfig:
+    """`python -m train.judge`"""
+
+    # Folder of `train.evaluate` with both models, named by `models`; or one for each in `a` and `b`
+    evaluation: str | None = None
+    a: str | None = None  # folder of `train.evaluate`, or a file evaluation/step-*.json of a run
+    b: str | None = None
+    models: list[str] = field(default_factory=list)  # [a, b]; where an evaluation holds several
+    groups: list[str] = field(default_factory=list)  # of held-out rows; empty: all with answers
+    num_rows: int | None = None  # judged of each language of a group; null: all
+    endpoint: str = MISSING  # OpenAI-compatible, up to /v1
+    judge_model: str = MISSING  # its name there (`model` is a config group to Hydra)
+    out: str = MISSING  # folder for judge.json, judge.md and verdicts.jsonl; goes on there
+    with_pictures: bool = True  # show the judge the picture; false: the reference in its place
+    prompt_file: str | None = None  # YAML with `system` and `user`; null: train/judging/prompt.yaml
+    api_key_env: str = "OPENAI_API_KEY"  # environment variable that holds the key; unset: no key
+    num_concurrent: int = 8  # requests at once
+    timeout_seconds: float = 120.0  # for one try of a request
+    num_retries: int = 5  # after a full or failing server, a lost connection, no answer in time
+    backoff_seconds: float = 1.0  # before the first retry; doubled each time, Retry-After wins
+    max_backoff_seconds: float = 120.0  # longest wait, whatever the server asks for
+    max_tokens: int = 1024  # of the judge's reply
+    # Further fields of a request's body, such as {reasoning_effort: low}; null takes one out
+    request: dict[str, Any] = field(default_factory=dict)
+    num_resamples: int = 2000  # of the bootstrap behind the intervals
+    confidence: float = 0.95  # of the intervals
+    seed: int = 0  # of the requests, the rows drawn and the bootstrap
+    dry_run: bool = False  # check everything, tell the number of requests, ask nothing

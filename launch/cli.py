@@ -8,6 +8,7 @@ COMMANDS = {
     "merge": ("merge.__main__", "merge a VLM with its text LM"),
     "sweep": ("merge.sweep", "measure every alpha, choose one"),
     "evaluate": ("train.evaluate", "measure models side by side"),
+    "judge": ("train.judge", "let an LLM judge two models' answers"),
     "export": ("train.export_checkpoint", "one Hugging Face folder of any checkpoint"),
     "report": ("train.report", "a page of curves, tables and pictures of any folder"),
     "inspect": ("data.inspect", "see what would be trained on"),

@@ -34,7 +34,7 @@ ROOMS = {
         "watching",
         "judging",
         "reporting",
-    ),  # fmt: skip
+    ),
     "merge": ("reading", "matching", "recipe", "writing", "proof", "sweeping"),
 }
 # Modules beside the rooms that the rooms may import.

@@ -173,10 +173,10 @@ def _conclude(
     outcome = Outcome(candidates, measured, captions, text_lm, choice)
     write_tables(out, outcome)
     write_plot(out / "sweep.png", outcome, max_text_loss_increase=limit)
-    write_any_report(out)
     chosen = next(candidate for candidate in candidates if candidate.name == choice.name)
     log.info("chosen: %s, the %s; see %s", chosen, choice.rule, out / "sweep.md")
     _track(board.tracker, outcome, out)
+    write_any_report(out)
     if config.write_to is not None:
         write_chosen(
             chosen,

@@ -13,6 +13,7 @@ MODULES = {
     "merge": "merge",
     "sweep": "merge.sweep",
     "evaluate": "train.evaluate",
+    "judge": "train.judge",
     "inspect": "data.inspect",
     "export": "train.export_checkpoint",
 }

@@ -15,10 +15,12 @@ from configs.errors import ConfigError
 REQUIRED = re.compile(r"(\S+): required, give it a value")
 FILES = sorted(path.relative_to(CONFIG_DIR) for path in CONFIG_DIR.rglob("*.yaml"))
 GROUP_FILES = [path for path in FILES if len(path.parts) > 1]
+GIVEN = {"models": "={a: b}", "endpoint": "=http://given/v1"}
 # What else must be said for a choice to make sense.
 TOGETHER = {"model/pico_text": ["stage=text"], "model/text_lm": ["stage=text"]}
 TOGETHER["stage/text"] = ["model=pico_text"]
 TOGETHER["adapter/lora_r256"] = ["stage=sft_lora"]
+TOGETHER["judge"] = ["a=one", "b=other"]
 
 
 def groups_of(command: str) -> list[str]:
@@ -36,7 +38,7 @@ def compose(command: str, overrides: list[str]) -> Any:
         missing = REQUIRED.findall(str(error))
         if not missing:
             raise
-        given = ["={a: b}" if key == "models" else "=given" for key in missing]
+        given = [GIVEN.get(key, "=given") for key in missing]
         return load_config(
             command, overrides + [k + g for k, g in zip(missing, given, strict=True)]
         )
@@ -81,7 +83,7 @@ def test_every_file_is_a_command_or_in_a_group_of_one() -> None:
 
 @pytest.mark.parametrize("command", SCHEMAS)
 def test_a_command_composes_with_nothing_but_what_is_required(command: str) -> None:
-    assert isinstance(compose(command, []), SCHEMAS[command])
+    assert isinstance(compose(command, TOGETHER.get(command, [])), SCHEMAS[command])
 
 
 @pytest.mark.parametrize("path", GROUP_FILES, ids=str)

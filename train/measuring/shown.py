@@ -1,11 +1,8 @@
-"""What people see of held-out rows: small pictures in files, and how an answer has changed."""
+"""Pictures of held-out rows in files, for reports and judges."""
 
 import json
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-
-from sacrebleu.metrics.chrf import CHRF
 
 from data.render import Sample
 
@@ -40,23 +37,3 @@ def save_pictures(
     text = json.dumps(found, ensure_ascii=False, indent=1)
     (folder / "pictures.json").write_text(text, encoding="utf-8")
     return found
-
-
-def describe_change(before: str | None, now: str, reference: str) -> str:
-    """Return how an answer differs from the one before: same, better, worse, or other.
-
-    Better is a higher chrF (sacrebleu) against the reference; other words of equal chrF are other.
-    """
-    if before is None:
-        return "first"
-    if before.strip() == now.strip():
-        return "same"
-    then, since = (_metric().sentence_score(text, [reference]).score for text in (before, now))
-    if then == since:
-        return "other"
-    return "better" if since > then else "worse"
-
-
-@cache
-def _metric() -> CHRF:
-    return CHRF()

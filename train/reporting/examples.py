@@ -1,10 +1,10 @@
 """Held-out questions with what was answered at the first, the previous and the last measurement."""
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from train.measuring.changes import describe_change
 from train.measuring.results import Answer, Results
 from train.reporting.content import Example, Examples, Said
 from train.reporting.read import Measurement
@@ -12,7 +12,6 @@ from train.reporting.read import Measurement
 A_LANGUAGE = 2  # examples of a language and group
 MOST = 50  # examples of a group
 LONG = 500  # characters that are shown of a text
-CLOSER = 0.02  # of 1, by which an answer must be nearer to the reference to be called better
 
 
 def run_examples(
@@ -31,20 +30,7 @@ def model_examples(models: Mapping[str, Results], pictures: Mapping[str, Path]) 
 
 def compare(before: Answer, after: Answer) -> str:
     """Return "better", "worse", "same" or "other words" of an answer after another."""
-    if before.answer.strip() == after.answer.strip():
-        return "same"
-    if before.is_exact or after.is_exact:
-        return "better" if after.is_exact else "worse"
-    gain = closeness(after.answer, after.reference) - closeness(before.answer, before.reference)
-    if abs(gain) < CLOSER:
-        return "other words"
-    return "better" if gain > 0 else "worse"
-
-
-def closeness(answer: str, reference: str) -> float:
-    """Return from 0 to 1 how much of two texts is the same characters in the same order."""
-    matcher = difflib.SequenceMatcher(None, answer[:LONG], reference[:LONG], autojunk=False)
-    return matcher.ratio()
+    return describe_change(before.answer, after.answer, after.reference)
 
 
 def _shown_steps(measurements: Sequence[Measurement]) -> list[Measurement]:

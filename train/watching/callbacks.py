@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from configs.errors import RetentionError
 from data.build import TrainingData
 from data.render import Sample
+from train.measuring.changes import describe_change
 from train.measuring.evaluation import HeldOut, first_of_each_language
 from train.measuring.results import (
     SCHEMA,
@@ -27,7 +28,7 @@ from train.measuring.results import (
 )
 from train.measuring.retention import add_increase
 from train.measuring.scores import signatures_of
-from train.measuring.shown import describe_change, save_pictures
+from train.measuring.shown import save_pictures
 from train.ranks import gather_objects
 from train.saving.measured import results_at, results_before
 from train.saving.run_folder import RunFolder
