@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 
 from configs.errors import CheckpointError, ConfigError
 from train.model.load import load_checked
+from train.model.loss import logit_scale_of
 
 log = logging.getLogger(__name__)
 # What HFLM does to a loaded model by names of its modules, which are not the folder's here.
@@ -45,22 +46,26 @@ class _TextOfVLM:
 def text_half(vlm: PreTrainedModel) -> PreTrainedModel:
     """Return the text class over the decoder and the head of a vision-language model: same weights.
 
+    Where transformers has no text class for the decoder (Qwen's VLMs), the model itself: it brings
+    its own logits.
+
     Raises:
-        CheckpointError: transformers has no text class for this decoder.
+        CheckpointError: there is none, and the model's own logits may lack the scale.
     """
     config = vlm.config.get_text_config()
     try:
         with torch.device("meta"):
             text = AutoModelForCausalLM.from_config(config)
     except ValueError as error:
+        if logit_scale_of(vlm) == 1:
+            return vlm
         raise CheckpointError(
             f"transformers has no text class for the decoder of {vlm.config.model_type} "
-            f"({config.model_type}): its text cannot be measured alone"
+            f"({config.model_type}), which scales its logits: its text cannot be measured alone"
         ) from error
-    text.model = vlm.model.language_model
+    text.model = vlm.get_decoder()
     text.lm_head = vlm.get_output_embeddings()
     text.generation_config = vlm.generation_config
-    # By it HFLM names the model in its results.
     text.config.name_or_path = vlm.name_or_path
     return text.eval()
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pico_vlms import FAMILIES, make_text, make_vlm
 from PIL import Image
 from transformers import (
     AutoModelForCausalLM,
@@ -266,6 +267,23 @@ def test_the_command_is_lm_evals_own(pipeline: Any, tasks: Path, tmp_path: Path)
     here = measure(pipeline.merged, tasks)["results"]
     for task in ("choice_en", "choice_fr"):
         assert told[task]["acc,none"] == here[task]["acc,none"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_text_of_every_family_has_the_logits_of_its_text_lm(name: str) -> None:
+    """Against the VLM's own class times `logit_scale`, and the text class with copied weights."""
+    from launch.harness_model import text_half
+
+    text = make_text(FAMILIES[name].text, tied=FAMILIES[name].tied)
+    vlm = make_vlm(name, text, delta=0.0)
+    ids = torch.tensor([[11, 12, 13, 14, 15, 16]])
+    with torch.no_grad():
+        scale = getattr(vlm.config.get_text_config(), "logit_scale", None) or 1.0
+        own = scale * vlm(input_ids=ids).logits
+        found = text_half(vlm)(input_ids=ids).logits
+        lone = text(input_ids=ids).logits
+    assert (found - own).abs().max() < 5e-6  # measured: 4.2e-7 (paligemma), 0 for the others
+    assert (found - lone).abs().max() < 5e-6
 
 
 def test_without_lm_eval_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
