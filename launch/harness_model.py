@@ -50,8 +50,8 @@ def text_half(vlm: PreTrainedModel) -> PreTrainedModel:
     its own logits.
 
     Raises:
-        CheckpointError: there is none, and the model's own logits may lack the scale; or the decoder
-            sees what follows (PaliGemma's), so that log-likelihoods would be too good to be true.
+        CheckpointError: there is none, and the model's own logits may lack the scale; or the
+            decoder sees what follows (PaliGemma's): log-likelihoods would be too good to be true.
     """
     config = vlm.config.get_text_config()
     if getattr(config, "use_bidirectional_attention", None):
