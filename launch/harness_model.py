@@ -50,9 +50,15 @@ def text_half(vlm: PreTrainedModel) -> PreTrainedModel:
     its own logits.
 
     Raises:
-        CheckpointError: there is none, and the model's own logits may lack the scale.
+        CheckpointError: there is none, and the model's own logits may lack the scale; or the
+            decoder sees what follows (PaliGemma's): log-likelihoods would be too good to be true.
     """
     config = vlm.config.get_text_config()
+    if getattr(config, "use_bidirectional_attention", None):
+        raise CheckpointError(
+            f"the decoder of {vlm.config.model_type} attends to the words that follow "
+            "(use_bidirectional_attention): its log-likelihood of a text says nothing"
+        )
     try:
         with torch.device("meta"):
             text = AutoModelForCausalLM.from_config(config)

@@ -269,7 +269,16 @@ def test_the_command_is_lm_evals_own(pipeline: Any, tasks: Path, tmp_path: Path)
         assert told[task]["acc,none"] == here[task]["acc,none"]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+def test_a_decoder_that_sees_what_follows_is_refused() -> None:
+    """PaliGemma's class sets it: a word changes the logits before it, by 1.1 in this model."""
+    from launch.harness_model import text_half
+
+    vlm = make_vlm("paligemma", make_text(FAMILIES["paligemma"].text))
+    with pytest.raises(CheckpointError, match="attends to the words that follow"):
+        text_half(vlm)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "paligemma"])
 def test_the_text_of_every_family_has_the_logits_of_its_text_lm(name: str) -> None:
     """Against the VLM's own class times `logit_scale`, and the text class with copied weights."""
     from launch.harness_model import text_half
@@ -282,7 +291,7 @@ def test_the_text_of_every_family_has_the_logits_of_its_text_lm(name: str) -> No
         own = scale * vlm(input_ids=ids).logits
         found = text_half(vlm)(input_ids=ids).logits
         lone = text(input_ids=ids).logits
-    assert (found - own).abs().max() < 5e-6  # measured: 4.2e-7 (paligemma), 0 for the others
+    assert (found - own).abs().max() < 5e-6  # measured: 0
     assert (found - lone).abs().max() < 5e-6
 
 
