@@ -49,6 +49,8 @@ SECTIONS: dict[str, Panels] = {
         ("CIDEr-D", by_language("caption", "cider")),
         ("answered exactly", by_language("caption", "exact_match")),
         ("chrF, seeing and blind", seeing_and_blind("chrf")),
+        ("CIDEr-D, seeing and blind", seeing_and_blind("cider")),
+        ("right caption chosen, seeing and blind", seeing_and_blind("choice_accuracy")),
         ("loss, seeing and blind", seeing_and_blind("nll")),
         ("chrF by language, blind", by_language("caption", "blind_chrf")),
     ],

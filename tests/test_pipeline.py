@@ -67,7 +67,8 @@ def test_a_run_folder_tells_all_about_its_run(pipeline):
     folder = pipeline.sft.parent
     assert {path.name for path in folder.iterdir()} == {
         "checkpoints", "config.yaml", "data.json", "environment.jsonl", "evaluation", "export",
-        "finished.json", "metrics.jsonl", "rows.jsonl",
+        "finished.json", "metrics.jsonl", "rows.jsonl", "data_summary.json", "report.md",
+        "report.html", "report_charts",
     }  # fmt: skip
     lines = metrics(folder)
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 4]

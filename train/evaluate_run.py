@@ -18,6 +18,9 @@ from data.processor import load, load_processor
 from data.render import Renderer, Sample
 from train.measuring.evaluation import HeldOut, first_of_each_language
 from train.measuring.held_out import prepare_held_out
+from train.measuring.original import AtHand
+from train.measuring.plain_held_out import prepare_plain
+from train.measuring.plain_vlm import PlainVlm
 from train.measuring.reference import load_reference
 from train.measuring.results import SCHEMA, Results, as_json
 from train.measuring.scores import signatures_of
@@ -32,6 +35,7 @@ from train.saving.run_folder import environment, to_plain
 from train.tracking.evaluated import track_evaluation
 
 log = logging.getLogger(__name__)
+PACKED = ("aya_vision",)  # model types that our own renderer and packed forward know
 PICTURE_SIDE = 448  # pixels: what a judge is shown too
 
 
@@ -76,13 +80,16 @@ def _together() -> Iterator[None]:
 
 
 def _measure(path: str, config: EvaluateConfig) -> tuple[Results, HeldOut]:
-    processing_class = load_processor(path)
+    """Measure one model, in packs where we know how it reads, else by its own processor."""
     evaluation = config.evaluation
-    is_text_lm = not hasattr(processing_class, "image_processor")
+    model_config = _config_of(path)
+    is_text_lm = not hasattr(model_config, "vision_config")
+    if not is_text_lm and model_config.model_type not in PACKED:
+        return _measure_plain(path, config)
     held_out = prepare_held_out(
         config.data,
         evaluation,
-        Renderer(processing_class),
+        Renderer(load_processor(path)),
         seed=config.seed,
         text_only=is_text_lm,
     )
@@ -94,14 +101,36 @@ def _measure(path: str, config: EvaluateConfig) -> tuple[Results, HeldOut]:
     if evaluation.reference is not None:
         half = model.dtype != torch.float32
         original = load_reference(evaluation.reference, held_out, Attention.sdpa, half=half)
-    results = held_out.measure(
+    return _measured(held_out, model, config, original), held_out
+
+
+def _measure_plain(path: str, config: EvaluateConfig) -> tuple[Results, HeldOut]:
+    evaluation = config.evaluation
+    if evaluation.reference is not None:
+        raise ConfigError(
+            f"evaluation.reference: KL is measured of Aya Vision models and text LMs; {path!r} is "
+            f"a {_config_of(path).model_type}: leave it null"
+        )
+    held_out = prepare_plain(config.data, evaluation)
+    model = PlainVlm.from_folder(
+        path,
+        device=device_of_rank(),
+        batch_size=evaluation.batch_size,
+        max_new_tokens=evaluation.max_new_tokens,
+    )
+    return _measured(held_out, model, config, None), held_out
+
+
+def _measured(
+    held_out: HeldOut, model: Any, config: EvaluateConfig, original: AtHand | None
+) -> Results:
+    return held_out.measure(
         model,
-        generate=evaluation.generate,
-        blind=evaluation.blind,
+        generate=config.evaluation.generate,
+        blind=config.evaluation.blind,
         ranks=all_ranks(),
         original=original,
     )
-    return results, held_out
 
 
 def _config_of(path: str) -> Any:

@@ -31,7 +31,7 @@ CHOICES = {
 }
 KINDS = ("choice", "likelihood", "rolling", "generate")
 MAX_GEN_TOKS = 6
-WORST_NATS = 2e-4  # a question; measured 3e-6: batches are padded, sums of float32 differ
+WORST_NATS = 2e-4  # a question: batches are padded, sums of float32 differ
 
 
 def make_tasks(folder: Path) -> list[str]:

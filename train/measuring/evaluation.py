@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from data.ledger import BadRow
-from data.render import Renderer, Sample
+from data.render import Sample
 from train.measuring.conversations import Scored, other_answers, other_pictures, with_answer_of
 from train.measuring.original import AtHand
 from train.measuring.pictures import Pictures
@@ -46,8 +46,9 @@ class HeldOut:
     def __init__(
         self,
         groups: dict[str, list[Sample]],
-        renderer: Renderer,
+        renderer: Any,
         *,
+        pictures: Any = None,
         batch_size: int,
         max_new_tokens: int,
         max_answers: int | None = None,
@@ -59,7 +60,8 @@ class HeldOut:
 
         Args:
             groups: held-out samples by source.
-            renderer: with the processor of the model to be measured.
+            renderer: a `Renderer` with the processor of the model to be measured.
+            pictures: what decodes and keeps them; None: tiles of the renderer's processor.
             batch_size: conversations answered at once.
             max_new_tokens: of an answer.
             max_answers: rows of a group and language that are answered; None: all.
@@ -73,7 +75,7 @@ class HeldOut:
         self.renderer = renderer
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         self.max_answers, self.num_choices = max_answers, num_choices
-        self.pictures = Pictures(renderer.image_processor)
+        self.pictures = Pictures(renderer.image_processor) if pictures is None else pictures
         readable = partial(self.pictures.check, skip=skip)
         self.groups = {name: list(filter(readable, group)) for name, group in groups.items()}
         self.left_out = [*left_out, *self.pictures.bad]
@@ -108,9 +110,10 @@ class HeldOut:
             ranks: processes that measure together; all get all results.
             original: of which text rows tell how far the model is from it (KL).
         """
-        was_training = model.training
-        model.eval()
-        reader = PackedReader(model, self.renderer, self.pictures, self.max_new_tokens, original)
+        reader = self._reader(model, original)
+        was_training = getattr(model, "training", False)
+        if was_training:
+            model.eval()
         try:
             with torch.no_grad():
                 return {
@@ -121,7 +124,11 @@ class HeldOut:
                     if group and not (text_losses_alone and _has_pictures(group))
                 }
         finally:
-            model.train(was_training)
+            if was_training:
+                model.train()
+
+    def _reader(self, model: Any, original: AtHand | None) -> Reader:
+        return PackedReader(model, self.renderer, self.pictures, self.max_new_tokens, original)
 
     @cached_property
     def _choices(self) -> dict[str, list[list[Sample]]]:

@@ -82,7 +82,14 @@ class PlainVlm:
         self._can_batch = True
 
     @classmethod
-    def from_folder(cls, path: str, *, dtype: torch.dtype | str = "auto", **kwargs: Any) -> Any:
+    def from_folder(
+        cls,
+        path: str,
+        *,
+        dtype: torch.dtype | str = "auto",
+        device: torch.device | str = "cpu",
+        **kwargs: Any,
+    ) -> "PlainVlm":
         """Return the model of a folder or a hub id with its processor.
 
         Raises:
@@ -96,7 +103,7 @@ class PlainVlm:
                 "  install what it names (torchvision, num2words, ...)"
             ) from error
         model: Any = load_vlm(path, dtype=dtype)
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        model.to(device)
         return cls(model, processor, **kwargs)
 
     @torch.no_grad()

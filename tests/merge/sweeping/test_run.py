@@ -37,6 +37,9 @@ def test_every_output_is_there(swept):
         *FILES,
         "metrics.jsonl",
         "points",
+        "report.html",
+        "report.md",
+        "report_charts",
         "sweep.png",
     }
     assert sorted(path.name for path in (swept / "points").iterdir()) == POINTS

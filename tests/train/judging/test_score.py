@@ -44,7 +44,7 @@ def test_intervals_are_those_of_rows_drawn_one_by_one() -> None:
     for name, values in shares.items():
         ours = (told | told["by_language"])[name]["win_rate_interval"]
         theirs = np.percentile(values, [2.5, 97.5])
-        assert np.abs(np.array(ours) - theirs).max() < 0.04, name  # worst seen: see the commit
+        assert np.abs(np.array(ours) - theirs).max() < 0.04, name
         assert ours[0] < (told | told["by_language"])[name]["win_rate"] < ours[1]
 
 

@@ -295,7 +295,7 @@ def test_a_dry_run_names_the_models(pipeline, tmp_path, caplog):
 
 
 def test_what_is_refused(pipeline, tmp_path):
-    with pytest.raises(CheckpointError, match=r"no processor in '/nowhere'"):
+    with pytest.raises(CheckpointError, match=r"no model in '/nowhere'"):
         side_by_side(tmp_path / "out", {"a": "/nowhere"})
     (tmp_path / "full").mkdir()
     (tmp_path / "full/notes.txt").write_text("")

@@ -18,9 +18,11 @@ from configs.errors import CheckpointError, DataError
 from data.processor import load_processor
 from data.render import Renderer
 from data.rows import IMAGE, Row, Turn, plain_text, question
+from train.measuring.conversations import Scored
 from train.measuring.held_out import prepare_held_out
 from train.measuring.logit_factor import logit_factor
 from train.measuring.plain_vlm import PlainVlm, blank_pictures, own_pictures
+from train.measuring.reading import PackedReader
 from train.model.load import load_vlm
 from train.model.loss import add_token_losses
 
@@ -207,9 +209,10 @@ def test_our_own_models_are_measured_as_by_our_own_path(pipeline):
         rows = [sample.row for sample in samples]
         shown = [own_pictures(row) for row in rows]
         with torch.no_grad():
-            wanted = held_out.losses(model.eval(), samples, samples)
+            reader = PackedReader(model.eval(), held_out.renderer, held_out.pictures, 8)
+            wanted = [nats for nats, _ in reader.losses([Scored(s, s) for s in samples])]
         if len(rows[0].turns) > 1:
-            answers = [answer.answer for answer in held_out.answers(model, samples)]
+            answers = reader.answers(samples)
             assert plain.answers(rows, shown) == answers
             for one, two in zip(plain.token_losses(rows, shown), wanted, strict=True):
                 assert one.tolist() == pytest.approx(two.tolist(), abs=WORST)

@@ -227,7 +227,7 @@ def test_the_card_tells_what_was_done(pipeline):
     head, body = card.split("---\n")[1:3]
     assert "pipeline_tag: image-text-to-text" in head and "library_name: transformers" in head
     assert "stage `sft`, seed 0" in body and "- `scenes`: emoji_scenes" in body
-    assert "| scenes | loss, nats a token |" in body and "| udhr | nll |" in body
+    assert "| scenes | loss, nats a token |" in body and "| udhr | loss, nats a token |" in body
     assert "pipeline_tag: text-generation" in (pipeline.text / "README.md").read_text()
 
 

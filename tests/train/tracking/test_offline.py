@@ -45,7 +45,7 @@ def test_it_is_one_run_of_its_stage_in_its_group(stages, offline):
 
 @pytest.mark.slow
 def test_every_table_has_its_rows_and_pictures(stages, offline):
-    for path in sorted((stages["sft"] / "evaluation").glob("*.json")):
+    for path in sorted((stages["sft"] / "evaluation").glob("step-*.json")):
         step = int(path.stem.split("-")[1])
         for group, result in json.loads(path.read_text())["groups"].items():
             if not result["answers"]:
