@@ -1,6 +1,7 @@
 """From a text LM to a merged VLM: what each stage may change and leaves behind; that it learns."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def test_a_run_folder_tells_all_about_its_run(pipeline):
     assert rows == [{"source": "scenes", "used": 60, "bad": 0}]
     environment = json.loads((folder / "environment.jsonl").read_text())
     assert environment["packages"]["torch"] == torch.__version__
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", environment["git_commit"])
     answers = json.loads((folder / "evaluation/step-000004.json").read_text())["groups"]["scenes"][
         "answers"
     ]

@@ -86,6 +86,14 @@ def test_a_command_composes_with_nothing_but_what_is_required(command: str) -> N
     assert isinstance(compose(command, TOGETHER.get(command, [])), SCHEMAS[command])
 
 
+@pytest.mark.parametrize("command", ["evaluate", "sweep", "inspect"])
+def test_the_help_names_the_groups_that_a_command_reads(command: str) -> None:
+    told = (
+        f"      {', '.join(groups_of(command))}: choose a file of configs/<group>/ by group=option"
+    )
+    assert told in (CONFIG_DIR / f"{command}.yaml").read_text().splitlines()
+
+
 @pytest.mark.parametrize("path", GROUP_FILES, ids=str)
 def test_a_group_file_composes_and_arrives(path: Path) -> None:
     group, option = path.parts[0], path.stem

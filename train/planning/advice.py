@@ -25,6 +25,7 @@ def advise(plan: "Plan") -> Iterator[str]:
         _fresh,
         _learning_rate,
         _memory,
+        _reference,
         _batch,
         _length,
         _budgets,
@@ -82,6 +83,15 @@ def _memory(plan: "Plan") -> Iterator[str]:
     ways.append("a lower data.max_tokens or data.max_tiles")
     amount = "more than" if needed > room else "nearly all of"
     yield f"{gib(needed)} are {amount} the device's {gib(room)}: {', '.join(ways)}"
+
+
+def _reference(plan: "Plan") -> Iterator[str]:
+    path = plan.config.evaluation.reference
+    if path is not None:
+        yield (
+            f"evaluation.reference={path!r} is held whole on every device beside the model; its "
+            "weights are not in the estimate of memory"
+        )
 
 
 def _batch(plan: "Plan") -> Iterator[str]:

@@ -1,9 +1,11 @@
 """The run folder: one run, its resolved config, its environment, and whether it is finished."""
 
+import functools
 import json
 import os
 import platform
 import socket
+import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -37,6 +39,7 @@ FREE = (
     "data.cache_dir",
 )
 SAME_CHECKPOINTS = {"single", "ddp", "fsdp2"}  # one of these goes on from what another saved
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "wandb")
 
 
@@ -133,7 +136,21 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
         "packages": {name: _version(name) for name in PACKAGES},
+        "git_commit": _commit(),
     }
+
+
+@functools.cache
+def _commit() -> str | None:
+    """Return the commit of the code, with a mark where it was changed since; None: no git."""
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty"]
+    if not (ROOT / ".git").exists():  # installed, perhaps inside of a user's own repository
+        return None
+    try:
+        done = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 def to_plain(config: Any) -> Any:

@@ -282,6 +282,14 @@ def test_what_starts_at_random_is_told(
     assert told in caplog.text
 
 
+def test_a_reference_is_told_to_be_held_beside(
+    pipeline: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = ["model=vlm", f"model.path={pipeline.align}", "stage=sft"]
+    given += [f"evaluation.reference={pipeline.text}", f"output_dir={tmp_path}/run"]
+    assert "its weights are not in the estimate" in plan(caplog, *FAST, *SCENES, *given)
+
+
 def test_a_plan_refuses_what_cannot_be_grafted(
     pipeline: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
