@@ -374,11 +374,11 @@ class MeasureConfig:
 class EvaluationConfig(MeasureConfig):
     """What is measured on data.held_out, and when: at step 0, every eval_steps, and at the end."""
 
-    max_rows: int = 64  # the same rows each time
+    max_rows: int = 32  # the same rows each time
     max_answers: int = 16
-    num_choices: int = 4
+    num_choices: int = 4  # at step 0 and at the end
     blind: bool = True  # at step 0 and at the end
-    # Steps between measurements. null: a tenth of the run, at least 50; 0: at start and end alone
+    # Steps between measurements. null: a tenth of the run, at least 100; 0: at start and end alone
     eval_steps: int | None = None
     eval_on_start: bool = True  # false: of step 0, only the text losses that later ones are held
     # against

@@ -26,6 +26,7 @@ from train.measuring.results import SCHEMA, Results, as_json
 from train.measuring.scores import signatures_of
 from train.measuring.shares import all_ranks
 from train.measuring.shown import save_pictures
+from train.model.attention import set_attention
 from train.model.load import load_text_lm, load_vlm
 from train.model.loss import add_token_losses, check_against_text_class
 from train.process import set_up_process
@@ -97,10 +98,11 @@ def _measure(path: str, config: EvaluateConfig) -> tuple[Results, HeldOut]:
     model.to(device_of_rank())
     add_token_losses(model)
     check_against_text_class(model)
+    half = model.dtype != torch.float32
+    set_attention(model, Attention.auto, half=half)
     original = None
     if evaluation.reference is not None:
-        half = model.dtype != torch.float32
-        original = load_reference(evaluation.reference, held_out, Attention.sdpa, half=half)
+        original = load_reference(evaluation.reference, held_out, Attention.auto, half=half)
     return _measured(held_out, model, config, original), held_out
 
 

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from configs.errors import DataError, Preempted
-from configs.schema import MethodConfig, SweepConfig
+from configs.schema import Attention, MethodConfig, SweepConfig
 from data.processor import load_processor
 from data.render import Renderer
 from merge.matching.plan import plan_merge
@@ -30,6 +30,7 @@ from merge.sweeping.share import ended_by_signals, meet, share_of, wait_until
 from merge.sweeping.write import write_chosen
 from train.measuring.evaluation import HeldOut
 from train.measuring.held_out import prepare_held_out
+from train.model.attention import set_attention
 from train.model.load import load_vlm
 from train.model.loss import add_token_losses, check_against_text_class
 from train.process import set_up_process
@@ -157,6 +158,7 @@ def _load(vlm: str, table: Sequence[TensorPlan]) -> Any:
     model.to(device_of_rank())
     add_token_losses(model)
     check_against_text_class(model)
+    set_attention(model, Attention.auto, half=model.dtype != torch.float32)
     remember_image_features(model)
     return model
 

@@ -37,6 +37,7 @@ class What:
     """What is measured beside losses and the picture gap."""
 
     generate: bool = True  # answers
+    choose: bool = True  # among captions, where the rows were prepared for it
     blind: bool = False  # everything of pictures once more with the pictures blanked
 
 
@@ -95,6 +96,7 @@ class HeldOut:
         model: Any,
         *,
         generate: bool = True,
+        choose: bool = True,
         blind: bool = False,
         text_losses_alone: bool = False,
         ranks: Ranks = ALONE,
@@ -105,6 +107,7 @@ class HeldOut:
         Args:
             model: whose answers and losses are measured.
             generate: let it answer.
+            choose: let it choose among captions, where `num_choices` were asked for.
             blind: measure what is about pictures once more with the pictures blanked.
             text_losses_alone: measure the losses of groups of text, and nothing else.
             ranks: processes that measure together; all get all results.
@@ -118,7 +121,7 @@ class HeldOut:
             with torch.no_grad():
                 return {
                     name: _Group(self, self._choices[name], reader, ranks).measure(
-                        group, What(generate and not text_losses_alone, blind)
+                        group, What(generate and not text_losses_alone, choose, blind)
                     )
                     for name, group in self.groups.items()
                     if group and not (text_losses_alone and _has_pictures(group))
@@ -166,10 +169,11 @@ class _Group:
         has_pictures = result.kind is GroupKind.captions
         if has_pictures:
             self._add_gap(result, samples, right)
-            self._add_choice(result, blind=False)
-            if what.blind:
-                self._add_blind_losses(result, samples)
-                self._add_choice(result, blind=True)
+            blind = self._add_blind_losses(result, samples) if what.blind else None
+            if what.choose:
+                self._add_choice(result, samples, right)
+                if blind is not None:
+                    self._add_choice(result, samples, blind, is_blank=True)
         # A paragraph without a question is for losses alone.
         asked = [sample for sample in samples if len(sample.row.turns) > 1]
         asked = first_of_each_language(asked, self._held_out.max_answers)
@@ -207,23 +211,41 @@ class _Group:
         gap = {code: value - base[code] for code, value in shuffled.items()}
         result.add("picture_gap", gap, _count(chosen))
 
-    def _add_blind_losses(self, result: GroupResult, samples: Sequence[Sample]) -> None:
+    def _add_blind_losses(
+        self, result: GroupResult, samples: Sequence[Sample]
+    ) -> list[torch.Tensor]:
         found = self._losses([Scored(sample, sample, is_blank=True) for sample in samples])
-        losses = _by_language(samples, [losses for losses, _ in found])
-        result.add(f"{BLIND}nll", losses, _count(samples))
+        blind = [losses for losses, _ in found]
+        result.add(f"{BLIND}nll", _by_language(samples, blind), _count(samples))
+        return blind
 
-    def _add_choice(self, result: GroupResult, *, blind: bool) -> None:
-        """By language the share of rows whose own caption has the lowest loss, nats a token."""
+    def _add_choice(
+        self,
+        result: GroupResult,
+        samples: Sequence[Sample],
+        losses: Sequence[torch.Tensor],
+        *,
+        is_blank: bool = False,
+    ) -> None:
+        """By language the share of rows whose own caption has the lowest loss, nats a token.
+
+        Args:
+            result: to add to.
+            samples: all of the group.
+            losses: of their own captions.
+            is_blank: whether their pictures are blanked.
+        """
         if not self._choices:
             return
-        scored = [Scored(s, row[0], is_blank=blind) for row in self._choices for s in row]
-        means = iter([float(losses.double().mean()) for losses, _ in self._losses(scored)])
+        own = {id(sample): _mean(nats) for sample, nats in zip(samples, losses, strict=True)}
+        rivals = [Scored(s, row[0], is_blank) for row in self._choices for s in row[1:]]
+        means = iter([_mean(nats) for nats, _ in self._losses(rivals)])
         right = []
         for row in self._choices:
-            own, *others = [next(means) for _ in row]
-            right.append(torch.tensor([float(own < min(others))]))
+            others = [next(means) for _ in row[1:]]
+            right.append(torch.tensor([float(own[id(row[0])] < min(others))]))
         rows = [row[0] for row in self._choices]
-        name = f"{BLIND if blind else ''}choice_accuracy"
+        name = f"{BLIND if is_blank else ''}choice_accuracy"
         result.add(name, _by_language(rows, right), _count(rows))
 
     def _add_answers(self, result: GroupResult, samples: Sequence[Sample], *, blind: bool) -> None:
@@ -314,6 +336,10 @@ def _has_pictures(samples: Sequence[Sample]) -> bool:
 def _count(samples: Sequence[Sample]) -> dict[str, int]:
     """Return the number of rows of each language."""
     return dict(sorted(Counter(sample.row.language for sample in samples).items()))
+
+
+def _mean(losses: torch.Tensor) -> float:
+    return float(losses.double().mean())
 
 
 def _by_language(samples: Sequence[Sample], values: Sequence[torch.Tensor]) -> ByLanguage:

@@ -16,7 +16,7 @@ from train.measuring.shares import Ranks, all_ranks
 from train.precision import computes_in_bf16
 from train.ranks import num_ranks
 
-LEAST_INTERVAL = 50  # steps, where the interval is ours to choose
+LEAST_INTERVAL = 100  # steps, where the interval is ours to choose
 MEASUREMENTS = 10  # in a run, likewise
 IN_STEP = (EngineKind.zero3, EngineKind.fsdp2)  # engines with which all ranks go forward together
 
@@ -54,10 +54,12 @@ class Measuring:
 
     def measure(self, held_out: HeldOut, model: Any, step: int) -> Results:
         """Measure; of step 0 the text losses at least, which later ones are held against."""
+        is_end = step in (0, self.num_steps)
         return held_out.measure(
             model,
             generate=self.evaluation.generate,
-            blind=self.evaluation.blind and step in (0, self.num_steps),
+            choose=is_end,
+            blind=self.evaluation.blind and is_end,
             text_losses_alone=step == 0 and not self.evaluation.eval_on_start,
             ranks=self.ranks,
             original=self.original,
