@@ -315,6 +315,8 @@ def _best_rules(config: TrainConfig) -> Iterator[str]:
         return
     if config.evaluation.eval_steps == 0:
         yield f"{key}: is measured at the end alone; set evaluation.eval_steps"
+    if "blind_" in metric or "choice_accuracy" in metric:
+        yield f"{key}: is {metric!r}, which is measured at start and end alone"
     stable = groups and metric.startswith(("retention/", "caption/"))
     if not stable and not any(metric.startswith(f"eval/{name}/") for name in groups):
         names = ", ".join(f"eval/{name}/nll" for name in groups) or "none, data.held_out is empty"

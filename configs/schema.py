@@ -385,7 +385,8 @@ class EvaluationConfig(MeasureConfig):
     # Folder or hub id of the LM that the decoder was: KL to it is measured where the decoder trains
     # in full. With LoRA it is at hand, with the adapters off, and none is given
     reference: str | None = None
-    # Nats a token that held-out text may lose over step 0, mean over languages; null: no alarm
+    # Nats a token that a group of held-out text may lose over step 0, mean over languages; null: no
+    # alarm. At the end of a run it warns in any case: nothing is left to stop
     max_text_loss_increase: float | None = 0.05
     on_text_loss_increase: Alarm = Alarm.warn
 

@@ -21,7 +21,7 @@ from train.measuring.held_out import prepare_held_out
 from train.measuring.original import AtHand
 from train.measuring.plain_held_out import prepare_plain
 from train.measuring.plain_vlm import PlainVlm
-from train.measuring.reference import load_reference
+from train.measuring.reference import Reference, check_tokens, load_reference
 from train.measuring.results import SCHEMA, Results, as_json
 from train.measuring.scores import signatures_of
 from train.measuring.shares import all_ranks
@@ -29,9 +29,11 @@ from train.measuring.shown import save_pictures
 from train.model.attention import set_attention
 from train.model.load import load_text_lm, load_vlm
 from train.model.loss import add_token_losses, check_against_text_class
+from train.model.parts import list_first
 from train.process import set_up_process
 from train.ranks import device_of_rank, num_ranks, rank
 from train.reporting.any_folder import write_any_report
+from train.saving.disk import write_text
 from train.saving.run_folder import environment, to_plain
 from train.tracking.evaluated import track_evaluation
 
@@ -46,25 +48,42 @@ def evaluate(config: EvaluateConfig) -> None:
     out = Path(config.out)
     if rank() == 0 and out.exists() and any(out.iterdir()):
         raise ConfigError(f"out={config.out!r} is not empty; give a new folder")
+    kinds = {name: _config_of(path) for name, path in config.models.items()}
+    _check_reference(config, kinds)
     if config.dry_run:
         for name, path in config.models.items():
-            log.info("%s: %s (%s)", name, path, _config_of(path).model_type)
+            log.info("%s: %s (%s)", name, path, kinds[name].model_type)
         return
     with _together():
-        results: dict[str, Results] = {}
-        seconds: dict[str, float] = {}
+        measured = Measured(config)
         shown: HeldOut | None = None
         for name, path in config.models.items():
             log.info("measuring %s (%s)", name, path)
             started = time.perf_counter()
-            results[name], held_out = _measure(path, config)
-            seconds[name] = time.perf_counter() - started
+            measured.results[name], held_out = measured.measure(path, kinds[name])
+            measured.seconds[name] = time.perf_counter() - started
             if shown is None or shown.num_groups < held_out.num_groups:
                 shown = held_out
+            if rank() == 0:  # kept, whatever becomes of the next one
+                measured.write(out)
         assert shown is not None
         if rank() == 0:
-            out.mkdir(parents=True, exist_ok=True)
-            _write(config, results, seconds, shown)
+            _report(config, measured.results, shown)
+
+
+def _check_reference(config: EvaluateConfig, kinds: dict[str, Any]) -> None:
+    """Refuse, before anything is measured, a reference for models that have no KL."""
+    other = [name for name, kind in kinds.items() if _is_plain(kind)]
+    if config.evaluation.reference is not None and other:
+        raise ConfigError(
+            "evaluation.reference: KL is measured of Aya Vision models and text LMs, but "
+            f"{list_first(other)} is a {kinds[other[0]].model_type}: leave it null"
+        )
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether a model is a vision-language model of another family than our renderer knows."""
+    return hasattr(kind, "vision_config") and kind.model_type not in PACKED
 
 
 @contextmanager
@@ -80,86 +99,85 @@ def _together() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def _measure(path: str, config: EvaluateConfig) -> tuple[Results, HeldOut]:
-    """Measure one model, in packs where we know how it reads, else by its own processor."""
-    evaluation = config.evaluation
-    model_config = _config_of(path)
-    is_text_lm = not hasattr(model_config, "vision_config")
-    if not is_text_lm and model_config.model_type not in PACKED:
-        return _measure_plain(path, config)
-    held_out = prepare_held_out(
-        config.data,
-        evaluation,
-        Renderer(load_processor(path)),
-        seed=config.seed,
-        text_only=is_text_lm,
-    )
-    model: Any = (load_text_lm if is_text_lm else load_vlm)(path, dtype="auto")
-    model.to(device_of_rank())
-    add_token_losses(model)
-    check_against_text_class(model)
-    half = model.dtype != torch.float32
-    set_attention(model, Attention.auto, half=half)
-    original = None
-    if evaluation.reference is not None:
-        original = load_reference(evaluation.reference, held_out, Attention.auto, half=half)
-    return _measured(held_out, model, config, original), held_out
+class Measured:
+    """What an evaluation has found so far."""
 
+    def __init__(self, config: EvaluateConfig) -> None:
+        """Nothing is measured yet."""
+        self.config = config
+        self.results: dict[str, Results] = {}
+        self.seconds: dict[str, float] = {}
+        self._reference: Reference | None = None
 
-def _measure_plain(path: str, config: EvaluateConfig) -> tuple[Results, HeldOut]:
-    evaluation = config.evaluation
-    if evaluation.reference is not None:
-        raise ConfigError(
-            f"evaluation.reference: KL is measured of Aya Vision models and text LMs; {path!r} is "
-            f"a {_config_of(path).model_type}: leave it null"
+    def measure(self, path: str, kind: Any) -> tuple[Results, HeldOut]:
+        """Measure one model, in packs where we know how it reads, else by its own processor."""
+        evaluation, data = self.config.evaluation, self.config.data
+        if _is_plain(kind):
+            held_out: HeldOut = prepare_plain(data, evaluation)
+            vlm = PlainVlm.from_folder(
+                path,
+                device=device_of_rank(),
+                batch_size=evaluation.batch_size,
+                max_new_tokens=evaluation.max_new_tokens,
+            )
+            return self._measured(held_out, vlm, None), held_out
+        is_text_lm = not hasattr(kind, "vision_config")
+        renderer = Renderer(load_processor(path))
+        held_out = prepare_held_out(data, evaluation, renderer, text_only=is_text_lm)
+        model: Any = (load_text_lm if is_text_lm else load_vlm)(path, dtype="auto")
+        model.to(device_of_rank())
+        add_token_losses(model)
+        check_against_text_class(model)
+        half = model.dtype != torch.float32
+        set_attention(model, Attention.auto, half=half)
+        return self._measured(held_out, model, self._original(held_out, half)), held_out
+
+    def _original(self, held_out: HeldOut, half: bool) -> Reference | None:
+        path = self.config.evaluation.reference
+        if path is None:
+            return None
+        if self._reference is None:
+            self._reference = load_reference(path, held_out, Attention.auto, half=half)
+        else:
+            check_tokens(path, held_out)
+        return self._reference
+
+    def _measured(self, held_out: HeldOut, model: Any, original: AtHand | None) -> Results:
+        return held_out.measure(
+            model,
+            generate=self.config.evaluation.generate,
+            blind=self.config.evaluation.blind,
+            ranks=all_ranks(),
+            original=original,
         )
-    held_out = prepare_plain(config.data, evaluation)
-    model = PlainVlm.from_folder(
-        path,
-        device=device_of_rank(),
-        batch_size=evaluation.batch_size,
-        max_new_tokens=evaluation.max_new_tokens,
-    )
-    return _measured(held_out, model, config, None), held_out
 
-
-def _measured(
-    held_out: HeldOut, model: Any, config: EvaluateConfig, original: AtHand | None
-) -> Results:
-    return held_out.measure(
-        model,
-        generate=config.evaluation.generate,
-        blind=config.evaluation.blind,
-        ranks=all_ranks(),
-        original=original,
-    )
+    def write(self, out: Path) -> None:
+        """Write evaluation.json, whole or not at all."""
+        out.mkdir(parents=True, exist_ok=True)
+        content = {
+            "schema": SCHEMA,
+            "settings": to_plain(self.config),
+            "environment": environment(),
+            "signatures": signatures_of(max(self.results.values(), key=len)),
+            "models": {
+                name: {
+                    "path": self.config.models[name],
+                    "seconds": round(self.seconds[name], 1),
+                    "groups": as_json(result),
+                }
+                for name, result in self.results.items()
+            },
+        }
+        write_text(out / "evaluation.json", json.dumps(content, ensure_ascii=False, indent=1))
 
 
 def _config_of(path: str) -> Any:
     return load("model", AutoConfig, path)
 
 
-def _write(
-    config: EvaluateConfig, results: dict[str, Results], seconds: dict[str, float], shown: HeldOut
-) -> None:
-    """Write all files of an evaluation, and log it."""
+def _report(config: EvaluateConfig, results: dict[str, Results], shown: HeldOut) -> None:
+    """Write pictures and reports of an evaluation, and log it."""
     out = Path(config.out)
-    content = {
-        "schema": SCHEMA,
-        "settings": to_plain(config),
-        "environment": environment(),
-        "signatures": signatures_of(max(results.values(), key=len)),
-        "models": {
-            name: {
-                "path": config.models[name],
-                "seconds": round(seconds[name], 1),
-                "groups": as_json(result),
-            }
-            for name, result in results.items()
-        },
-    }
-    text = json.dumps(content, ensure_ascii=False, indent=1)
-    (out / "evaluation.json").write_text(text, encoding="utf-8")
     answered = [
         sample
         for group in shown.groups.values()

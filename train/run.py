@@ -82,7 +82,7 @@ def train(config: TrainConfig) -> None:
     if checkpoint is not None:
         check_resume(checkpoint, keeping)
     renderer, data = build_training_data(config.model, config.data, seed=config.seed)
-    held_out = prepare_held_out(config.data, config.evaluation, renderer, seed=config.seed)
+    held_out = prepare_held_out(config.data, config.evaluation, renderer)
     model, table = prepare_model(config, renderer.processing_class)
     num_steps = planned_steps(config, data)
     measuring = build_measuring(config, model, num_steps, held_out)

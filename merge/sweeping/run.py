@@ -59,7 +59,6 @@ def sweep(config: SweepConfig) -> None:
         config.data,
         config.evaluation,
         Renderer(load_processor(config.vlm)),
-        seed=config.seed,
     )
     captions = _caption_groups(held_out)
     points = PointFiles(Path(config.out) / "points")

@@ -106,7 +106,7 @@ def prepare(path: Path, num_rows: int) -> HeldOut:
         f"model={path}", "out=unused", "data=demo_held_out", f"evaluation.max_rows={per_language}",
     ])  # fmt: skip
     renderer = Renderer(load_processor(str(path)))
-    return prepare_held_out(config.data, config.evaluation, renderer, seed=0)
+    return prepare_held_out(config.data, config.evaluation, renderer)
 
 
 @torch.no_grad()

@@ -111,7 +111,7 @@ def prepare(config: Any) -> tuple[Any, AlphaDial, HeldOut]:
     """What a sweep does before its first point."""
     table = plan_merge(Path(config.vlm), Path(config.text)).table
     held_out = prepare_held_out(
-        config.data, config.evaluation, Renderer(load_processor(config.vlm)), seed=config.seed
+        config.data, config.evaluation, Renderer(load_processor(config.vlm))
     )
     model: Any = load_vlm(config.vlm, dtype=torch.float32)
     add_token_losses(model)

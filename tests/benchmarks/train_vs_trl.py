@@ -435,7 +435,7 @@ def held_out_loss(model: Any, folder: Path) -> float:
         f"data.cache_dir={folder / 'cache'}", "data.max_tokens=8192", "data.max_tiles=4096",
     ])  # fmt: skip
     renderer = Renderer(load_processor(str(folder / "model")))
-    held_out = prepare_held_out(config.data, config.evaluation, renderer, seed=0)
+    held_out = prepare_held_out(config.data, config.evaluation, renderer)
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
     add_token_losses(model)

@@ -23,18 +23,22 @@ class Scored:
 
 def other_pictures(samples: Sequence[Sample], digests: Sequence[str]) -> list[int | None]:
     """Return for each sample the next one with another picture, of as many tiles, and another
-    answer. One picture captioned in several languages is one picture."""
-    return [
-        next(
-            (
-                j
-                for j in _after(i, len(samples))
-                if samples[j].num_tiles == samples[i].num_tiles and _differ(samples, digests, i, j)
-            ),
-            None,
-        )
-        for i in range(len(samples))
-    ]
+    answer. One picture captioned in several languages is one picture.
+
+    Of its own language, where there is one: another word for the same thing is no other answer.
+    """
+    found = []
+    for i, sample in enumerate(samples):
+        other: int | None = None
+        for j in _after(i, len(samples)):
+            if samples[j].num_tiles != sample.num_tiles or not _differ(samples, digests, i, j):
+                continue
+            if samples[j].language == sample.language:
+                other = j
+                break
+            other = j if other is None else other
+        found.append(other)
+    return found
 
 
 def other_answers(

@@ -5,6 +5,7 @@ The same code measures while training, in the sweep over alpha, and from the com
 """
 
 import itertools
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from train.measuring.results import (
 )
 from train.measuring.scores import score_answers
 from train.measuring.shares import ALONE, Ranks
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class HeldOut:
         readable = partial(self.pictures.check, skip=skip)
         self.groups = {name: list(filter(readable, group)) for name, group in groups.items()}
         self.left_out = [*left_out, *self.pictures.bad]
+        self._partners: dict[int, list[int | None]] = {}  # by group
 
     @property
     def num_groups(self) -> int:
@@ -141,12 +145,22 @@ class HeldOut:
             found[name] = []
             if self.num_choices and kind_of([s.row for s in group]) is GroupKind.captions:
                 rivals = other_answers(group, self.digests(group), self.num_choices - 1)
+                if not all(rivals):
+                    log.info("held-out %s: of %d rows %d lack %d other captions of their language",
+                             name, len(group), rivals.count([]), self.num_choices - 1)  # fmt: skip
                 found[name] = [
                     [s, *(with_answer_of(self.renderer, s, group[j]) for j in others)]
                     for s, others in zip(group, rivals, strict=True)
                     if others
                 ]
         return found
+
+    def partners(self, samples: Sequence[Sample]) -> list[int | None]:
+        """Return for each sample of a group whose picture is shown in the place of its own."""
+        key = id(samples)
+        if key not in self._partners:
+            self._partners[key] = other_pictures(samples, self.digests(samples))
+        return self._partners[key]
 
     def digests(self, samples: Sequence[Sample]) -> list[str]:
         """Return what tells the pictures of samples apart."""
@@ -200,7 +214,7 @@ class _Group:
         A row for which no other picture of as many tiles and with another answer is held out has
         no gap and is left out of the mean.
         """
-        others = other_pictures(samples, self._held_out.digests(samples))
+        others = self._held_out.partners(samples)
         pairs = [(i, other) for i, other in enumerate(others) if other is not None]
         if not pairs:
             return

@@ -14,6 +14,9 @@ from data.sources.table import RowTable
 from train.measuring.evaluation import HeldOut
 
 log = logging.getLogger(__name__)
+SEED = (
+    0  # of shipped rows and drawn prompts: whatever a run's seed, it is measured on the same rows
+)
 
 
 def prepare_held_out(
@@ -21,7 +24,6 @@ def prepare_held_out(
     evaluation: MeasureConfig,
     renderer: Renderer,
     *,
-    seed: int,
     text_only: bool = False,
 ) -> HeldOut:
     """Return the held-out rows, ready to be measured.
@@ -30,15 +32,16 @@ def prepare_held_out(
         data: `held_out` of it is read.
         evaluation: how many rows, and how they are answered.
         renderer: with the processor of the model to be measured.
-        seed: of the shipped sources.
         text_only: leave out groups of rows with pictures, which a text LM cannot read, and say so.
     """
     groups: dict[str, list[Sample]] = {}
     ledger, cache = new_ledger(data), open_cache(data.cache_dir)
+    tables: dict[str, RowTable] = {}
     if data.held_out:
-        tables = open_tables("held_out", data, cache, seed=seed)
+        tables = open_tables("held_out", data, cache, seed=SEED)
         if text_only:
             tables = _without_pictures(tables)
+    if tables:
         chosen = index_samples(
             tables,
             data.held_out,
@@ -46,14 +49,14 @@ def prepare_held_out(
             renderer,
             cache,
             ledger,
-            seed=seed,
+            seed=SEED,
             choose=partial(first_of_each_language, evaluation.max_rows),
         )
         groups = {name: [] for name in chosen.source_names}
         for number in range(len(chosen)):
             groups[chosen.source_names[chosen.source_of[number]]].append(chosen.sample(number))
     return HeldOut(
-        groups,
+        apart(groups),
         renderer,
         batch_size=evaluation.batch_size,
         max_new_tokens=evaluation.max_new_tokens,
@@ -62,6 +65,25 @@ def prepare_held_out(
         skip=ledger.skip,
         left_out=ledger.bad,
     )
+
+
+def apart(groups: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
+    """Return groups of which each has pictures in all rows or in none.
+
+    What is measured of pictures is measured of groups that have them; what is measured of text must
+    not be mixed with it. The rows without pictures of a source that has both become `<name>_text`.
+    """
+    found: dict[str, list[Sample]] = {}
+    for name, samples in groups.items():
+        seeing = [sample for sample in samples if sample.row.images]
+        reading = [sample for sample in samples if not sample.row.images]
+        if seeing and reading:
+            log.info("held-out %s: %d rows with pictures, and %d without, measured as %s_text",
+                     name, len(seeing), len(reading), name)  # fmt: skip
+            found |= {name: seeing, f"{name}_text": reading}
+        else:
+            found[name] = samples
+    return found
 
 
 def first_of_each_language(max_rows: int, index: SourceIndex, rows: Rows) -> Rows:

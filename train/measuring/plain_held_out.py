@@ -19,6 +19,7 @@ from data.rows import Row
 from data.sources.table import RowTable
 from train.measuring.conversations import Scored
 from train.measuring.evaluation import HeldOut
+from train.measuring.held_out import SEED, apart
 from train.measuring.plain_vlm import PlainVlm, blank_pictures, own_pictures
 from train.measuring.reading import LossAndKL
 
@@ -126,7 +127,7 @@ def prepare_plain(data: DataConfig, evaluation: MeasureConfig) -> PlainHeldOut:
         DataError: a row cannot be read, and `data.on_bad_row` is not skip.
     """
     ledger, cache = new_ledger(data), open_cache(data.cache_dir)
-    tables = open_tables("held_out", data, cache, seed=0) if data.held_out else {}
+    tables = open_tables("held_out", data, cache, seed=SEED) if data.held_out else {}
     renderer = RowsAlone()
     groups = {}
     for name, table in tables.items():
@@ -134,7 +135,7 @@ def prepare_plain(data: DataConfig, evaluation: MeasureConfig) -> PlainHeldOut:
         groups[name] = [renderer.render(row) for row in _first(table, evaluation.max_rows, bad)]
         ledger.add(name, len(groups[name]), bad)
     return PlainHeldOut(
-        groups,
+        apart(groups),
         renderer,
         pictures=PlainPictures(),
         batch_size=evaluation.batch_size,

@@ -12,6 +12,8 @@ from train.measuring.original import AtHand
 from train.measuring.pictures import Pictures
 
 MAX_BATCH_TOKENS = 2048  # packed together when losses are measured
+# Of prompts that are answered together, padding counted: their keys and values are held at once.
+MAX_PROMPT_TOKENS, MAX_PROMPT_TILES = 16_384, 64
 LossAndKL = tuple[torch.Tensor, torch.Tensor | None]
 
 
@@ -83,19 +85,18 @@ class PackedReader:
         lengths = [sample.num_supervised for sample in told]
         if not diverges:
             losses = self._model(**batch, token_losses=True)
-            return [(each, None) for each in losses.cpu().split(lengths)]
+            return [(each, None) for each in _apart(losses, lengths)]
         assert self._original is not None
         original = self._original.of(batch)
         losses, divergence = self._model(**batch, token_losses=True, original=original)
-        split = losses.cpu().split(lengths), divergence.cpu().split(lengths)
-        return list(zip(*split, strict=True))
+        return list(zip(_apart(losses, lengths), _apart(divergence, lengths), strict=True))
 
     def batches(self, samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
         """Return alike lengths together: less padding, fewer that wait for the longest answer."""
-        found = []
+        found: list[list[int]] = []
         for numbers in _by_pictures(samples):
             order = sorted(numbers, key=lambda i: samples[i].num_tokens)
-            found += [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+            found += _batches_of(order, samples, batch_size)
         return found
 
     def answers(
@@ -146,6 +147,11 @@ class PackedReader:
         return torch.zeros_like(tiles) if is_blank else tiles
 
 
+def _apart(values: torch.Tensor, lengths: Sequence[int]) -> list[torch.Tensor]:
+    """Return the values of each sample in memory of their own: views are sent to ranks whole."""
+    return [each.clone() for each in values.cpu().split(list(lengths))]
+
+
 def _by_pictures(samples: Sequence[Sample]) -> Iterator[list[int]]:
     """Yield the numbers of samples with pictures, and of those without, where there are any."""
     for with_pictures in (True, False):
@@ -164,6 +170,25 @@ def _filled(numbers: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int
         chunk.append(number)
         used += lengths[number]
     yield chunk
+
+
+def _batches_of(
+    order: Sequence[int], samples: Sequence[Sample], batch_size: int
+) -> Iterator[list[int]]:
+    """Yield batches of rising length: as many as are allowed, and as memory has to hold at once."""
+    batch: list[int] = []
+    tiles = 0
+    for number in order:
+        longest = max(1, samples[number].num_tokens)  # of those so far
+        more = sum(samples[number].num_tiles)
+        full = len(batch) == batch_size or (len(batch) + 1) * longest > MAX_PROMPT_TOKENS
+        if batch and (full or tiles + more > MAX_PROMPT_TILES):
+            yield batch
+            batch, tiles = [], 0
+        batch.append(number)
+        tiles += more
+    if batch:
+        yield batch
 
 
 def _without_images(sample: Sample) -> Sample:

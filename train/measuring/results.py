@@ -3,6 +3,7 @@
 The JSON is described in docs/EVALUATION.md and by evaluation.schema.json beside this file.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
@@ -163,13 +164,18 @@ def as_json(results: Results) -> dict[str, Any]:
     return {
         name: {
             "kind": result.kind.value,
-            "mean": result.means(),
-            "by_language": result.by_language,
+            "mean": _finite(result.means()),
+            "by_language": {k: _finite(values) for k, values in result.by_language.items()},
             "num_rows": result.num_rows,
             "answers": [asdict(answer) for answer in result.answers],
         }
         for name, result in results.items()
     }
+
+
+def _finite(values: ByLanguage) -> dict[str, float | None]:
+    """Return values as JSON knows them: null for what is no number."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def from_json(groups: dict[str, Any]) -> Results:
@@ -178,7 +184,10 @@ def from_json(groups: dict[str, Any]) -> Results:
     return {
         name: GroupResult(
             kind=GroupKind(group["kind"]),
-            by_language=group["by_language"],
+            by_language={
+                name: {code: math.nan if v is None else v for code, v in values.items()}
+                for name, values in group["by_language"].items()
+            },
             num_rows=group["num_rows"],
             answers=[
                 Answer(**{key: value for key, value in answer.items() if key in known})

@@ -1,8 +1,9 @@
 """How much held-out text has lost since training began, and the alarm that tells of it."""
 
+import math
 from dataclasses import dataclass
 
-from train.measuring.results import GroupKind, Results, stable_metrics
+from train.measuring.results import GroupKind, Results
 
 MOST_NAMED = 3  # languages
 INCREASE = "nll_increase"
@@ -28,35 +29,30 @@ def add_increase(results: Results, baseline: Results) -> None:
         result.add(INCREASE, {code: now[code] - then[code] for code in same}, rows)
 
 
-def increase_by_language(results: Results) -> dict[str, float]:
-    """Return {language: nats a token over step 0}, the mean over groups of text."""
-    prefix, suffix = "retention/", f"/{INCREASE}"
-    found = {
-        name.removeprefix(prefix).removesuffix(suffix): value
-        for name, value in stable_metrics(results).items()
-        if name.startswith(prefix) and name.endswith(suffix)
-    }
-    found.pop("mean", None)
-    return found
-
-
 @dataclass(frozen=True)
 class TextAlarm:
-    """Rings when held-out text has lost more than it may, in the mean over languages."""
+    """Rings when a group of held-out text has lost more than it may, in the mean over languages."""
 
     max_increase: float | None  # nats a token; None: never
 
     def check(self, results: Results, step: int) -> str | None:
         """Return what to say, or None."""
-        found = increase_by_language(results)
-        if self.max_increase is None or not found:
+        increases = {
+            name: result.by_language[INCREASE]
+            for name, result in results.items()
+            if INCREASE in result.by_language
+        }
+        if self.max_increase is None or not increases:
             return None
-        mean = sum(found.values()) / len(found)
-        if mean <= self.max_increase:  # a loss that is no number has been told of elsewhere
+        means = {name: sum(found.values()) / len(found) for name, found in increases.items()}
+        # A loss that is no number is the worst of all.
+        name = max(means, key=lambda n: math.inf if math.isnan(means[n]) else means[n])
+        found, mean = increases[name], means[name]
+        if mean <= self.max_increase:
             return None
         worst = sorted(found.items(), key=lambda item: -item[1])[:MOST_NAMED]
         told = ", ".join(f"{code} {value:+.3f}" for code, value in worst)
         return (
-            f"step {step}: held-out text has lost {mean:.3f} nats a token since step 0, more than "
-            f"evaluation.max_text_loss_increase={self.max_increase:g}; most in {told}"
+            f"step {step}: held-out text ({name}) has lost {mean:.3f} nats a token since step 0, "
+            f"more than evaluation.max_text_loss_increase={self.max_increase:g}; most in {told}"
         )

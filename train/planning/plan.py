@@ -88,7 +88,7 @@ def plan_run(config: TrainConfig) -> None:
         log.info("%s is finished; its model is in %s", folder.path, folder.export)
         return
     renderer, data = build_training_data(config.model, config.data, seed=config.seed)
-    prepare_held_out(config.data, config.evaluation, renderer, seed=config.seed)
+    prepare_held_out(config.data, config.evaluation, renderer)
     model, table = empty_model(config, renderer.processing_class)
     plan = _look_ahead(config, data, model, table, renderer.processing_class, ranks)
     log_data(plan.config, data, plan.num_steps, ranks, plan.work)

@@ -29,6 +29,8 @@ class Best:
         Raises:
             ConfigError: the measure is not among them.
         """
+        if step == 0:  # where perhaps text alone was measured
+            return False
         if self.metric not in metrics:
             names = [name for name in metrics if name.startswith("eval/")]
             raise ConfigError(
@@ -36,7 +38,7 @@ class Best:
                 f"{list_first(sorted(names, key=len), 12)}"
             )
         value = metrics[self.metric]
-        if step == 0 or not math.isfinite(value):
+        if not math.isfinite(value):
             return False
         if self.value is not None and not self._beats(value, self.value):
             return False

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from configs.errors import ConfigError, Preempted
 from configs.schema import Artifacts, TrackerConfig, WandbMode
 from train.measuring.results import measure_of
+from train.measuring.shown import LOSSLESS_SIDE
 from train.tracking.artifacts import ModelFolder, folder_of, recorded_folder
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class WandbRun:
         from PIL import Image
 
         shown = [
-            [wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row]
+            [_shown(cell) if isinstance(cell, Image.Image) else cell for cell in row]
             for row in rows
         ]
         self.run.log({name: wandb.Table(columns=list[str | int](columns), data=shown)}, step=step)
@@ -292,3 +293,10 @@ def _run_id(run_dir: Path) -> str:
     elif not path.is_file():
         path.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
     return path.read_text(encoding="utf-8").strip()
+
+
+def _shown(picture: Any) -> Any:
+    """Return a picture for W&B; a photo as JPEG, for it is staged anew at each measurement."""
+    import wandb
+
+    return wandb.Image(picture, file_type="png" if max(picture.size) <= LOSSLESS_SIDE else "jpg")

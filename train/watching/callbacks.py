@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -30,6 +31,7 @@ from train.measuring.retention import add_increase
 from train.measuring.scores import signatures_of
 from train.measuring.shown import save_pictures
 from train.ranks import gather_objects
+from train.saving.disk import write_text
 from train.saving.measured import results_at, results_before
 from train.saving.run_folder import RunFolder
 from train.tracking.tracker import Tracker
@@ -65,6 +67,7 @@ class RunCallback(TrainerCallback):
         self.forgotten: str | None = None  # why the run is to stop
         self.name, self.peak_flops = name, peak_flops
         self.baseline: Results | None = None  # of step 0
+        self.small: dict[str, Any] | None = None  # pictures that tables show
         self.trainer: Any = None
         self.settled_at = -1  # step up to which bad rows were shared
         self.bar: Any = None
@@ -177,18 +180,18 @@ class RunCallback(TrainerCallback):
         with self.trainer.accelerator.autocast():  # also around generation, as in training
             results = self.measuring.measure(self.held_out, model, step)
         watch.peaks.enter(None)
-        watch.meter.go_on()
         add_increase(results, self._baseline(results, step))
+        for name, result in results.items():
+            log.info("step %d, %s: %s", step, name, result.describe())
+        self._mind(results, step)
+        if self.tracker.path is not None:
+            self._keep(results, step)
         metrics = {f"eval/{name}": value for name, value in flat_metrics(results).items()}
         metrics |= stable_metrics(results)
         metrics["perf/evaluation_seconds"] = time.perf_counter() - start
         self.tracker.log(metrics, step)
-        for name, result in results.items():
-            log.info("step %d, %s: %s", step, name, result.describe())
-        self._mind(results, step)
         self.trainer.measured(metrics, step)
-        if self.tracker.path is not None:
-            self._keep(results, step)
+        watch.meter.go_on()
         return results
 
     def _baseline(self, results: Results, step: int) -> Results:
@@ -234,7 +237,7 @@ class RunCallback(TrainerCallback):
             "groups": as_json(results),
         }
         path = self.folder.evaluation / f"step-{step:06d}.json"
-        path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+        write_text(path, json.dumps(content, ensure_ascii=False, indent=1))
         if not (self.folder.evaluation / "pictures.json").is_file():
             self._save_pictures()
         if self.last_answers is None:
@@ -247,14 +250,19 @@ class RunCallback(TrainerCallback):
         digests = self.held_out.digests(samples)
         save_pictures(samples, digests, self.folder.evaluation, side=PICTURE_SIDE)
 
+    def _pictures(self) -> dict[str, Any]:
+        """Return small pictures by row id, from the files of the run."""
+        if self.small is None:
+            names = json.loads((self.folder.evaluation / "pictures.json").read_text("utf-8"))
+            self.small = {}
+            for row, name in names.items():
+                with Image.open(self.folder.evaluation / "pictures" / name) as picture:
+                    self.small[row] = picture.convert("RGB")
+        return self.small
+
     def _log_answers(self, results: Results, step: int) -> None:
         for name, result in results.items():
-            shown = _shown(self.held_out.groups[name])
-            pictures = {
-                str(sample.row): sample.row.images[0].load()
-                for sample in shown
-                if self.tracker.shows_pictures
-            }
+            pictures = self._pictures() if self.tracker.shows_pictures else {}
             before = {
                 answer.row_id: answer.answer
                 for answer in (self.last_answers or {}).get(name, GroupResult()).answers

@@ -138,9 +138,7 @@ def test_alpha_0_is_the_text_lm(keep_image_row, pipeline, swept):
     """
     config = configure(pipeline, swept)
     tokenizer = load_processor(str(pipeline.text))
-    held_out = prepare_held_out(
-        config.data, config.evaluation, Renderer(tokenizer), seed=0, text_only=True
-    )
+    held_out = prepare_held_out(config.data, config.evaluation, Renderer(tokenizer), text_only=True)
     model: Any = load_text_lm(str(pipeline.text), dtype=torch.float32)
     if keep_image_row:
         from safetensors.torch import load_file

@@ -37,7 +37,7 @@ HELD_OUT = [
 def prepare(path: Any, *overrides: str, text_only: bool = False) -> HeldOut:
     config = load_config("train", [*HELD_OUT, *overrides])
     renderer = Renderer(load_processor(str(path)))
-    return prepare_held_out(config.data, config.evaluation, renderer, seed=0, text_only=text_only)
+    return prepare_held_out(config.data, config.evaluation, renderer, text_only=text_only)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -19,10 +20,11 @@ from configs.schema import Attention
 from data.processor import load_processor
 from data.render import Renderer
 from train.measuring.changes import describe_change
-from train.measuring.conversations import other_answers, with_answer_of
+from train.measuring.conversations import other_answers, other_pictures, with_answer_of
 from train.measuring.evaluation import HeldOut
-from train.measuring.held_out import prepare_held_out
+from train.measuring.held_out import apart, prepare_held_out
 from train.measuring.original import AdaptersOff, adapters_off
+from train.measuring.reading import PackedReader
 from train.measuring.reference import load_reference
 from train.measuring.results import GroupKind, GroupResult, as_json, from_json, stable_metrics
 from train.measuring.retention import TextAlarm, add_increase
@@ -30,6 +32,8 @@ from train.measuring.shares import Ranks
 from train.model.head import Original, chunked_divergence
 from train.model.load import load_text_lm, load_vlm
 from train.model.loss import add_token_losses
+from train.saving.measured import results_at
+from train.saving.run_folder import RunFolder
 
 WORST = 5e-6  # nats; float32 sums in another order
 HELD_OUT = [
@@ -42,7 +46,7 @@ HELD_OUT = [
 def prepare(path: Any, *overrides: str, text_only: bool = False) -> HeldOut:
     config = load_config("train", [*HELD_OUT, *overrides])
     renderer = Renderer(load_processor(str(path)))
-    return prepare_held_out(config.data, config.evaluation, renderer, seed=0, text_only=text_only)
+    return prepare_held_out(config.data, config.evaluation, renderer, text_only=text_only)
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +270,7 @@ def test_the_alarm_names_what_lost_most():
     now = text_result(en=1.1, fr=1.2, hi=1.4, ar=0.9)
     add_increase(now, text_result(en=1.0, fr=1.0, hi=1.0, ar=1.0))
     told = TextAlarm(0.1).check(now, 7)
-    assert told is not None and "step 7: held-out text has lost 0.150 nats" in told
+    assert told is not None and "step 7: held-out text (udhr) has lost 0.150 nats" in told
     assert told.endswith("most in hi +0.400, fr +0.200, en +0.100")
     assert TextAlarm(0.2).check(now, 7) is None and TextAlarm(None).check(now, 7) is None
     assert TextAlarm(0.0).check(text_result(en=9.0), 7) is None  # no step 0 to hold it against
@@ -310,7 +314,7 @@ def forgetful(pipeline: Any, out: Any, *more: str) -> list[str]:
 def test_the_alarm_stops_a_run_which_then_goes_on(pipeline, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(
-        RetentionError, match=r"(?s)step 2: held-out text has lost .*checkpoint-2 is"
+        RetentionError, match=r"(?s)step 2: held-out text \(udhr\) has lost .*checkpoint-2 is"
     ):
         run(*forgetful(pipeline, out, "evaluation.on_text_loss_increase=stop"))
     assert (out / "checkpoints/checkpoint-2").is_dir() and not (out / "export").exists()
@@ -331,7 +335,7 @@ def test_without_eval_on_start_text_losses_of_step_0_are_there(pipeline, tmp_pat
     out = tmp_path / "run"
     with caplog.at_level("WARNING"):
         run(*forgetful(pipeline, out, "evaluation.eval_on_start=false"))
-    assert "step 2: held-out text has lost" in caplog.text
+    assert "step 2: held-out text (udhr) has lost" in caplog.text
     start = json.loads((out / "evaluation/step-000000.json").read_text())["groups"]
     assert all(
         group["kind"] == "text" and [*group["mean"]][:1] == ["nll"] for group in start.values()
@@ -351,6 +355,86 @@ def test_lora_and_a_reference_tell_kl(pipeline, tmp_path):
         assert all(value > 0 for value in groups["udhr"]["by_language"]["kl"].values())
     with pytest.raises(ConfigError, match="with LoRA the original is at hand"):
         run(*forgetful(pipeline, tmp_path / "no", "stage=sft_lora", "evaluation.reference=given"))
+
+
+# ------------------------------------------------------------------------------ rows
+
+
+def test_rows_without_pictures_of_a_source_are_a_group_of_text(pipeline, held_out, model):
+    both = [*held_out.groups["scenes"][:4], *held_out.groups["numbers"][:2]]
+    groups = apart({"mixed": both, "udhr": held_out.groups["udhr"]})
+    assert list(groups) == ["mixed", "mixed_text", "udhr"]
+    again = HeldOut(groups, held_out.renderer, batch_size=4, max_new_tokens=2)
+    found = again.measure(model)
+    assert found["mixed"].kind is GroupKind.captions and "picture_gap" in found["mixed"].by_language
+    assert found["mixed_text"].kind is GroupKind.text
+
+
+def test_the_rows_do_not_depend_on_the_seed_of_a_run(pipeline):
+    one, two = (
+        [s.row.turns for s in prepare(pipeline.sft, f"seed={seed}").groups["scenes"]]
+        for seed in (0, 1)
+    )
+    assert one == two
+
+
+def test_a_text_lm_beside_captions_alone_has_nothing_to_measure(pipeline):
+    held_out = prepare(
+        pipeline.text, "~data.held_out.udhr", "~data.held_out.numbers", text_only=True
+    )
+    assert held_out.num_rows == 0 and held_out.measure(object()) == {}
+
+
+def test_the_other_picture_is_of_the_same_language(held_out):
+    samples = held_out.groups["scenes"]
+    others = other_pictures(samples, held_out.digests(samples))
+    assert {samples[j].language == s.language for s, j in zip(samples, others, strict=True)} == {
+        True
+    }
+
+
+def test_prompts_answered_together_are_bounded(held_out, model, monkeypatch):
+    samples = held_out.groups["scenes"]
+    reader = PackedReader(model, held_out.renderer, held_out.pictures, 2)
+    longest = max(s.num_tokens for s in samples)
+    monkeypatch.setattr("train.measuring.reading.MAX_PROMPT_TOKENS", 3 * longest)
+    batches = reader.batches(samples, 32)
+    assert sorted(i for b in batches for i in b) == list(range(len(samples)))
+    assert all(len(b) * max(samples[i].num_tokens for i in b) <= 3 * longest for b in batches)
+    assert max(map(len, batches)) >= 3
+    monkeypatch.setattr("train.measuring.reading.MAX_PROMPT_TILES", 2)
+    assert {len(b) for b in reader.batches(samples, 32)} == {2}
+
+
+def test_a_loss_that_is_no_number_is_null_and_rings():
+    now = text_result(en=float("nan"), fr=1.0)
+    add_increase(now, text_result(en=1.0, fr=1.0))
+    told = TextAlarm(0.1).check(now, 3)
+    assert told is not None and "has lost nan nats" in told
+    text = json.dumps(as_json(now), allow_nan=False)
+    assert json.loads(text)["udhr"]["by_language"]["nll"] == {"en": None, "fr": 1.0}
+    assert math.isnan(from_json(json.loads(text))["udhr"].by_language["nll"]["en"])
+
+
+def test_a_group_that_gained_hides_no_other_that_lost():
+    now = {**text_result(en=1.3), "numbers": text_result(en=1.0)["udhr"]}
+    add_increase(now, {**text_result(en=1.0), "numbers": text_result(en=2.0)["udhr"]})
+    told = TextAlarm(0.2).check(now, 3)
+    assert told is not None and "held-out text (udhr) has lost 0.300" in told
+
+
+def test_a_measurement_that_was_cut_is_told_and_not_gone_on_from(tmp_path, caplog):
+    folder = RunFolder(tmp_path)
+    folder.evaluation.mkdir()
+    (folder.evaluation / "step-000000.json").write_text('{"schema": 1, "groups": {"udhr": {')
+    assert results_at(folder, 0) == {} and "cannot be read" in caplog.text
+
+
+def test_the_best_is_not_asked_for_at_step_0(pipeline, tmp_path):
+    common = ["evaluation.eval_on_start=false", "optim.max_steps=2"]
+    run(*forgetful(pipeline, tmp_path / "run", *common, "checkpoint.best_metric=eval/scenes/nll"))
+    with pytest.raises(ConfigError, match="is measured at start and end alone"):
+        run(*forgetful(pipeline, tmp_path / "no", "checkpoint.best_metric=caption/mean/blind_nll"))
 
 
 # ------------------------------------------------------------------------------ shared out

@@ -199,7 +199,7 @@ def test_our_own_models_are_measured_as_by_our_own_path(pipeline):
         "evaluation.max_new_tokens=8",
     ])  # fmt: skip
     renderer = Renderer(load_processor(str(pipeline.sft)))
-    held_out = prepare_held_out(config.data, config.evaluation, renderer, seed=0)
+    held_out = prepare_held_out(config.data, config.evaluation, renderer)
     model: Any = load_vlm(str(pipeline.sft), dtype=torch.float32)
     add_token_losses(model)
     plain = PlainVlm.from_folder(str(pipeline.sft), dtype=torch.float32, max_new_tokens=8)

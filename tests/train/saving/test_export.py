@@ -109,9 +109,7 @@ def asked(pipeline) -> Any:
     def answers(path: Path, group: str) -> Any:
         renderer = Renderer(load_processor(str(path)))
         text_only = group != "scenes"
-        held_out = prepare_held_out(
-            config.data, config.evaluation, renderer, seed=0, text_only=text_only
-        )
+        held_out = prepare_held_out(config.data, config.evaluation, renderer, text_only=text_only)
         load = AutoModelForCausalLM if text_only else AutoModelForImageTextToText
         model = load.from_pretrained(path).eval()
         samples = held_out.groups[group]
