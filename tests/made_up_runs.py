@@ -32,6 +32,9 @@ ENVIRONMENT = {
     "git_commit": "0123abc", "packages": {"torch": "2.13.0", "transformers": "5.23.0"},
 }  # fmt: skip
 
+HELD_OUT = {"scenes": {"kind": "emoji_scenes", "num_rows": 92},
+            "udhr": {"kind": "udhr", "path": "rights"}}  # fmt: skip
+
 
 def value(measure: str, code: str, step: int, last: int) -> float:
     """A value that runs from a start to an end, another one for each language."""
@@ -97,7 +100,8 @@ def make_run(
         "model": {"kind": "vlm", "path": "somewhere/export"},
         "optim": {"max_steps": num_steps},
         "data": {"languages": codes,
-                 "sources": {"pangea": {"kind": "messages", "path": "rows.jsonl", "weight": 1.0}}},
+                 "sources": {"pangea": {"kind": "messages", "path": "rows.jsonl", "weight": 1.0}},
+                 "held_out": HELD_OUT},
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     _lines(folder / "environment.jsonl", [ENVIRONMENT, {**ENVIRONMENT, "time": "2026-11-26T11"}])

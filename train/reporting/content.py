@@ -68,6 +68,7 @@ class Table:
     rows: Sequence[Sequence[Cell | str]]
     note: str = ""
     num_strong: int = 0  # first rows that stand out: means
+    is_folded: bool = False
     kind: ClassVar[str] = "table"
 
     def groups(self) -> list[tuple[str, int]]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from train.measuring.results import GroupKind, Results, stable_metrics
 from train.reporting.content import (
@@ -17,7 +18,8 @@ from train.reporting.content import (
 )
 from train.reporting.curves import MEAN, worst
 from train.reporting.examples import model_examples
-from train.reporting.read import Reader, read_pictures, read_results
+from train.reporting.provenance import config_blocks, held_out_table, signatures_table, start_blocks
+from train.reporting.read import Reader, as_dict, read_pictures, read_results
 from train.reporting.tables import means_table, side_by_side
 
 
@@ -30,18 +32,23 @@ class EvaluationFiles:
     models: dict[str, Results]
     paths: dict[str, str]
     pictures: dict[str, Path]
+    settings: dict[str, Any]  # the command's config
+    environment: dict[str, Any]
+    signatures: dict[str, Any]  # measure -> language -> how it was computed
 
 
 def read_evaluation(folder: Path) -> EvaluationFiles:
     """Read evaluation.json and its pictures, as far as they can be read."""
     reader = Reader(folder)
-    told = reader.json("evaluation.json").get("models")
+    content = reader.json("evaluation.json")
     models, paths = {}, {}
-    for name, model in (told if isinstance(told, dict) else {}).items():
+    for name, model in as_dict(content.get("models")).items():
         if isinstance(model, dict):
             models[name] = read_results(reader, f"evaluation.json: {name}", model)
             paths[name] = str(model.get("path", ""))
-    return EvaluationFiles(folder, reader.problems, models, paths, read_pictures(reader, folder))
+    pictures = read_pictures(reader, folder)
+    told = [as_dict(content.get(key)) for key in ("settings", "environment", "signatures")]
+    return EvaluationFiles(folder, reader.problems, models, paths, pictures, *told)
 
 
 def evaluation_report(evaluation: EvaluationFiles) -> Report:
@@ -63,9 +70,21 @@ def evaluation_report(evaluation: EvaluationFiles) -> Report:
         Section("Pictures seen", captions, "captions"),
         Section("Held-out rows and every model's answer",
                 model_examples(models, evaluation.pictures)),
+        Section("What was run", _provenance(evaluation)),
     ]  # fmt: skip
     title = f"Side by side: {evaluation.folder.resolve().name}"
     return Report(title, f"{len(models)} models on the same held-out rows", lead, sections)
+
+
+def _provenance(evaluation: EvaluationFiles) -> list[Block]:
+    """Return the command, machine and versions, the rows, how scores were computed, settings."""
+    sources = as_dict(evaluation.settings.get("data")).get("held_out")
+    tables = [held_out_table(sources, evaluation.models), signatures_table(evaluation.signatures)]
+    return [
+        *start_blocks([evaluation.environment] if evaluation.environment else []),
+        *(table for table in tables if table.rows),
+        *config_blocks(evaluation.settings),
+    ]
 
 
 def dot_charts(models: Mapping[str, Results], prefix: str) -> list[Block]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from train.reporting.content import Block, Column, Problems, Table
-from train.reporting.read import Reader
+from train.reporting.read import Reader, as_dict
 
 
 def merge_blocks(folder: Path) -> list[Block]:
@@ -19,8 +19,8 @@ def merge_blocks(folder: Path) -> list[Block]:
     inputs = [
         [role, str(told.get("folder", "")), file, str(facts.get("fingerprint", ""))[:16],
          f"{facts.get('num_bytes', 0):,}"]
-        for role, told in _dict(report.get("inputs")).items() if isinstance(told, dict)
-        for file, facts in _dict(told.get("files")).items() if isinstance(facts, dict)
+        for role, told in as_dict(report.get("inputs")).items() if isinstance(told, dict)
+        for file, facts in as_dict(told.get("files")).items() if isinstance(facts, dict)
     ]  # fmt: skip
     if inputs:
         columns = [Column(title, is_number=False)
@@ -32,8 +32,8 @@ def merge_blocks(folder: Path) -> list[Block]:
 
 
 def _facts(report: dict[str, Any]) -> list[tuple[str, Any]]:
-    method, changes = _dict(report.get("method")), _dict(report.get("changes"))
-    relatives, verified = _dict(report.get("relatives")), _dict(report.get("verified"))
+    method, changes = as_dict(report.get("method")), as_dict(report.get("changes"))
+    relatives, verified = as_dict(report.get("relatives")), as_dict(report.get("verified"))
     ratio = changes.get("changed_ratio")
     return [
         ("method", method.get("name")),
@@ -45,9 +45,5 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, Any]]:
         ("differences of the inputs", "; ".join(map(str, relatives.get("differences") or []))),
         ("warnings", "; ".join(map(str, relatives.get("warnings") or []))),
         ("proved", ", ".join(f"{k.replace('_', ' ')}: {v}" for k, v in verified.items())),
-        ("versions", ", ".join(f"{k} {v}" for k, v in _dict(report.get("versions")).items())),
+        ("versions", ", ".join(f"{k} {v}" for k, v in as_dict(report.get("versions")).items())),
     ]
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}

@@ -2,13 +2,14 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
+from train.measuring.results import MEASURES, GroupResult, Results
 from train.reporting.content import ABSENT, Block, Code, Column, Table, Text
-from train.reporting.read import RunFiles
+from train.reporting.read import RunFiles, as_dict
 
 MOST_REASONS = 12  # why rows were left out, told one by one
 SHOWN_IDS = 3  # rows named with a reason
@@ -32,28 +33,77 @@ def data_blocks(run: RunFiles) -> list[Block]:
         told.append(f"digest {run.data['digest']}")
     if told:
         blocks.append(Text("; ".join(told) + "."))
-    blocks += [_sources(run), *_counts(run.data), *_reasons(run.rows)]
+    last = {"": run.measurements[-1].results} if run.measurements else {}
+    held_out = held_out_table(run.value("data", "held_out"), last)
+    blocks += [_sources(run), held_out, *_counts(run.data), *_reasons(run.rows)]
     return [block for block in blocks if not (isinstance(block, Table) and not block.rows)]
 
 
-def run_blocks(run: RunFiles) -> list[Block]:
-    """Return commands, machine, versions and the resolved config."""
-    blocks: list[Block] = []
-    commands = "\n".join(dict.fromkeys(filter(None, map(command_of, run.starts))))
-    if commands:
-        blocks.append(Code("Command", commands))
-    if run.starts:
-        blocks += [_starts(run.starts), versions_table(run.starts)]
-    if run.config:
-        text = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
-        blocks.append(Code("Resolved config", text, is_folded=True))
-    return blocks
+def start_blocks(starts: Sequence[dict[str, Any]]) -> list[Block]:
+    """Return commands, machine and versions."""
+    commands = "\n".join(dict.fromkeys(filter(None, map(command_of, starts))))
+    blocks: list[Block] = [Code("Command", commands)] if commands else []
+    return [*blocks, _starts(starts), versions_table(starts)] if starts else blocks
+
+
+def config_blocks(config: Mapping[str, Any]) -> list[Block]:
+    """Return the resolved config, folded."""
+    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    return [Code("Resolved config", text, is_folded=True)] if config else []
+
+
+def held_out_table(sources: Any, models: Mapping[str, Results]) -> Table:
+    """Return a row for each held-out source: what it is, and its rows by language.
+
+    Args:
+        sources: `data.held_out` of a config.
+        models: what was measured; where models read other rows, the note tells.
+    """
+    config = as_dict(sources)
+    read = {
+        model: {group: _rows_read(result) for group, result in results.items()}
+        for model, results in models.items()
+    }
+    first: dict[str, dict[str, int]] = {name: {} for name in config}
+    for groups in read.values():
+        first |= {group: rows for group, rows in groups.items() if not first.get(group)}
+    rows = [
+        [name, _what(as_dict(config.get(name))), f"{sum(found.values()):,}" if found else ABSENT,
+         _by_language(found)]
+        for name, found in first.items()
+    ]  # fmt: skip
+    others = [
+        f"{model} read {sum(found.values()):,} rows of {group}"
+        for model, groups in read.items()
+        for group, found in groups.items()
+        if found and found != first[group]
+    ]
+    columns = [Column("source", is_number=False), Column("what it is", is_number=False),
+               Column("rows"), Column("by language", is_number=False)]  # fmt: skip
+    note = f"{'; '.join(others)}." if others else ""
+    return Table("Sources of held-out rows", columns, rows, note)
+
+
+def signatures_table(signatures: Any) -> Table:
+    """Return how scores were computed: {measure: {language: sacrebleu's signature}}."""
+    languages: dict[tuple[str, str], list[str]] = {}
+    for measure, told in as_dict(signatures).items():
+        title = MEASURES[measure].title if measure in MEASURES else measure
+        for code, signature in as_dict(told).items():
+            languages.setdefault((title, str(signature)), []).append(code)
+    rows = [[title, ", ".join(codes), signature] for (title, signature), codes in languages.items()]
+    columns = [Column(title, is_number=False) for title in ("score", "languages", "signature")]
+    return Table("How scores were computed", columns, rows, is_folded=True)
 
 
 def command_of(start: dict[str, Any]) -> str:
-    """Return the command of a start as it could be typed."""
+    """Return the command of a start as it could be typed: `visiongraft train` is two words."""
     words = start.get("command")
-    return shlex.join(map(str, words)) if isinstance(words, list) else str(words or "")
+    if not isinstance(words, list) or not words:
+        return str(words or "")
+    program, *arguments = map(str, words)
+    start_of = program.split(" ") if program.startswith("visiongraft ") else [program]
+    return shlex.join([*start_of, *(item.removeprefix("++") for item in arguments)])
 
 
 def versions_table(starts: Sequence[dict[str, Any]]) -> Table:
@@ -103,8 +153,7 @@ def _starts(starts: Sequence[dict[str, Any]]) -> Table:
 
 def _sources(run: RunFiles) -> Table:
     """Return a row for each source: what it is, its rows used and left out."""
-    sources = run.value("data", "sources")
-    config = sources if isinstance(sources, dict) else {}
+    config = as_dict(run.value("data", "sources"))
     used: Counter[str] = Counter()
     bad: Counter[str] = Counter()
     for line in run.rows:
@@ -116,16 +165,35 @@ def _sources(run: RunFiles) -> Table:
             bad[name] += 1
     rows = []
     for name in dict.fromkeys([*config, *used, *bad]):
-        source = config.get(name)
-        source = source if isinstance(source, dict) else {}
-        what = " ".join(str(source[key]) for key in ("kind", "path", "name") if source.get(key))
+        source = as_dict(config.get(name))
         weight = source.get("weight", ABSENT)
-        rows.append([name, what or ABSENT, str(weight), f"{used[name]:,}", f"{bad[name]:,}"])
+        rows.append([name, _what(source), str(weight), f"{used[name]:,}", f"{bad[name]:,}"])
     columns = [
         Column("source", is_number=False), Column("what it is", is_number=False),
         Column("weight"), Column("rows used"), Column("left out"),
     ]  # fmt: skip
     return Table("Sources of training rows", columns, rows)
+
+
+def _what(source: Mapping[str, Any]) -> str:
+    """Return the kind of a source and where it is."""
+    told = (str(source[key]) for key in ("kind", "path", "name") if source.get(key))
+    return " ".join(told) or ABSENT
+
+
+def _rows_read(result: GroupResult) -> dict[str, int]:
+    """Return the rows of each language whose loss was measured."""
+    told = as_dict(as_dict(result.num_rows).get("nll"))
+    return {code: number for code, number in told.items() if isinstance(number, int)}
+
+
+def _by_language(rows: Mapping[str, int]) -> str:
+    """Return "ar, en: 40 each; hi: 6"."""
+    codes: dict[int, list[str]] = {}
+    for code in sorted(rows):
+        codes.setdefault(rows[code], []).append(code)
+    told = [f"{', '.join(c)}: {n:,}{' each' * (len(c) > 1)}" for n, c in codes.items()]
+    return "; ".join(told) or ABSENT
 
 
 def _reasons(lines: Sequence[dict[str, Any]]) -> list[Block]:

@@ -212,6 +212,11 @@ def read_pictures(reader: Reader, folder: Path) -> dict[str, Path]:
     return found
 
 
+def as_dict(value: Any) -> dict[str, Any]:
+    """Return what should be an object, or an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
 def _object(line: str) -> dict[str, Any] | None:
     try:
         value = json.loads(line)

@@ -8,7 +8,7 @@ from train.reporting.content import Block, Chart, Charts, Facts, Problems, Repor
 from train.reporting.curves import held_out_charts, training_charts
 from train.reporting.examples import run_examples
 from train.reporting.headline import run_facts, state, with_increase
-from train.reporting.provenance import data_blocks, run_blocks
+from train.reporting.provenance import config_blocks, data_blocks, start_blocks
 from train.reporting.read import RunFiles, read_run
 from train.reporting.tables import group_tables
 from train.reporting.write import write_report
@@ -42,7 +42,7 @@ def run_report(run: RunFiles) -> Report:
                 run_examples(run.measurements, run.pictures)),
         Section("Training", training),
         Section("Data", data_blocks(run)),
-        Section("What was run", run_blocks(run)),
+        Section("What was run", [*start_blocks(run.starts), *config_blocks(run.config)]),
     ]  # fmt: skip
     name = run.folder.resolve().name
     title = run.stage if run.stage == name else f"{run.stage}: {name}"

@@ -26,7 +26,8 @@ from train.reporting.content import (
 )
 from train.reporting.curves import NUM_FLAGGED, worst
 from train.reporting.examples import model_examples
-from train.reporting.read import Reader, read_results
+from train.reporting.read import Reader, as_dict, read_results
+from train.reporting.recipe_blocks import choice_blocks, sweep_provenance
 from train.reporting.tables import side_by_side
 
 COLUMNS = {
@@ -50,6 +51,8 @@ class SweepFiles:
     chosen: dict[str, Any]
     text_lm: str
     results: dict[str, Results]  # by candidate
+    recipes: dict[str, dict[str, Any]]  # by candidate
+    config: dict[str, Any]  # what makes it this sweep, with fingerprints of its inputs
 
 
 def read_sweep(folder: Path) -> SweepFiles:
@@ -58,20 +61,24 @@ def read_sweep(folder: Path) -> SweepFiles:
     content = reader.json("sweep.json")
     points = content.get("points")
     chosen = content.get("chosen")
-    results, measured = {}, []
+    results, recipes, measured = {}, {}, []
     for path in sorted((folder / "points").glob("*.json")):
         found = reader.json(f"points/{path.name}")
         point = found.get("point")
         if isinstance(point, dict) and isinstance(found.get("results"), dict):
             measured.append(point)
-            results[str(point.get("name"))] = read_results(
+            name = str(point.get("name"))
+            recipes[name] = as_dict(found.get("recipe"))
+            results[name] = read_results(
                 reader, f"points/{path.name}", {"groups": found["results"]}
             )
     listed = points if isinstance(points, list) else measured
     order = [point for point in listed if isinstance(point, dict)]
+    names = [str(point.get("name")) for point in order]
+    recipes = {name: recipes[name] for name in names if name in recipes}
     return SweepFiles(
         folder, reader.problems, order, chosen if isinstance(chosen, dict) else {},
-        str(content.get("text_lm", "")), results,
+        str(content.get("text_lm", "")), results, recipes, reader.json("config.json", needed=False),
     )  # fmt: skip
 
 
@@ -87,6 +94,7 @@ def sweep_report(sweep: SweepFiles) -> Report:
         Section("Text and captions against alpha", sweep_blocks(sweep)),
         Section("By language", tables),
         Section("Held-out rows and every candidate's answer", model_examples(compared, {})),
+        Section("What was run", sweep_provenance(sweep.recipes, sweep.results, sweep.config)),
     ]
     title = f"Sweep: {sweep.folder.resolve().name}"
     return Report(title, "Every point is a merge that was measured, not written", lead, sections)
@@ -137,7 +145,7 @@ def sweep_blocks(sweep: SweepFiles) -> list[Block]:
         blocks.append(Table("Every candidate", columns, rows, note))
     if sweep.chosen.get("rule"):
         blocks.append(Text(f"Chosen: {chosen}, the {sweep.chosen['rule']}."))
-    return blocks
+    return [*blocks, *choice_blocks(sweep.recipes.get(chosen, {}))]
 
 
 def compared_results(sweep: SweepFiles) -> dict[str, Results]:

@@ -9,9 +9,20 @@ import sys
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
-from made_up_runs import ATTACK, CODES, MEASURES, WORDS, groups, make_run, value
+from made_up_runs import (
+    ATTACK,
+    CODES,
+    ENVIRONMENT,
+    HELD_OUT,
+    MEASURES,
+    WORDS,
+    groups,
+    make_run,
+    value,
+)
 from pico_runs import Pipeline
 
 from configs.errors import ConfigError
@@ -198,6 +209,9 @@ def test_data_and_what_was_run_are_told(crowded: Path) -> None:
                  "train/main.py 'experiment=made up'", "5.23.0"):  # fmt: skip
         assert told in page.words
         assert told.replace("_", "\\_") in text or told in text
+    codes = f"{', '.join(sorted(CODES))}: 4 each"
+    for row in (("scenes", "emoji_scenes", "92", codes), ("udhr", "udhr rights", "92", codes)):
+        assert _is_row(row, page, text)
     assert "vision_tower: {mode: frozen}" in page.words or "mode: frozen" in page.words
 
 
@@ -236,6 +250,8 @@ def test_an_empty_folder_has_a_report_that_says_so(tmp_path: Path) -> None:
 BROKEN = [b"", b"\xff\xfe\x00junk", b"[1, 2]", b"{", b"null", b'{"step": "x", "groups": []}',
           b'{"step": 3, "groups": {"scenes": {"kind": "other"}, "udhr": 4}}',
           b'{"a": {"b": [[[[]]]]}, "packages": 3, "command": 7, "points": [1], "models": {"a": 1}}',
+          b'{"settings": {"data": 4}, "environment": [1], "signatures": {"chrf": 5, "x": {"y": 1}},'
+          b' "vlm": 3, "files": {"vlm": 5}, "data": {"held_out": [2]}, "point": {}, "recipe": 1}',
           b"stage: [1, 2]\ndata: {sources: 3, languages: 4}\nmodel: 5\n",
           b'{"seconds": "x", "steps": null, "samples": [], "by_language": {"en": 3}}']  # fmt: skip
 
@@ -282,6 +298,10 @@ def test_values_that_are_no_numbers_are_no_exception(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- sweeps, evaluations, pipelines
 
 
+SIGNATURES = {"chrf": {"ar": "nrefs:1|nc:6", "en": "nrefs:1|nc:6", "he": "nrefs:1|nc:6"},
+              "bleu": {"ar": "tok:13a", "en": "tok:13a", "ja": "tok:ja-mecab"}}  # fmt: skip
+
+
 def make_pipeline(folder: Path, codes: list[str]) -> Path:
     """Two runs, a sweep, a merge and a comparison."""
     for stage in ("align", "sft"):
@@ -296,12 +316,20 @@ def make_pipeline(folder: Path, codes: list[str]) -> Path:
         points.append(point)
         results = groups(int(10 * alpha), 10, codes)
         (sweep / f"points/alpha-{alpha:g}.json").write_text(
-            json.dumps({"point": point, "results": results})
+            json.dumps({"point": point, "results": results, "recipe": recipe_of(alpha)})
         )
     chosen = {"name": "0.4", "alpha": 0.4, "rule": "largest chrF"}
     (sweep / "sweep.json").write_text(
         json.dumps({"chosen": chosen, "text_lm": "0", "points": points})
     )
+    config = {
+        "vlm": "sft/export",
+        "text": "text/export",
+        "base": None,
+        "data": {"held_out": HELD_OUT},
+        "files": {"vlm": {"model.safetensors": "fedcba98"}},
+    }
+    (sweep / "config.json").write_text(json.dumps(config))
     (folder / "merged").mkdir()
     file = {"num_bytes": 12, "fingerprint": "abcdef0123"}
     vlm = {"folder": "sft/export", "files": {"model.safetensors": file}}
@@ -310,8 +338,19 @@ def make_pipeline(folder: Path, codes: list[str]) -> Path:
     (folder / "comparison").mkdir()
     models = {name: {"path": name, "groups": groups(step, 10, codes, answer=f"said by {name}")}
               for name, step in (("before", 0), ("after", 10), ("merged", 4))}  # fmt: skip
-    (folder / "comparison/evaluation.json").write_text(json.dumps({"schema": 1, "models": models}))
+    evaluation = {
+        "schema": 1, "models": models, "signatures": SIGNATURES,
+        "settings": {"seed": 4711, "data": {"held_out": HELD_OUT}},
+        "environment": {**ENVIRONMENT, "command": ["visiongraft evaluate", "++out=some where"]},
+    }  # fmt: skip
+    (folder / "comparison/evaluation.json").write_text(json.dumps(evaluation))
     return folder
+
+
+def recipe_of(alpha: float) -> dict[str, Any]:
+    """What a point of a sweep says of its recipe."""
+    return {"name": "ties", "formula": "text + alpha * trimmed", "url": "https://arxiv.org/abs/1",
+            "alpha": alpha, "alpha_overrides": {"lm_head": alpha / 8}, "density": 0.2}  # fmt: skip
 
 
 def test_a_pipeline_is_one_story(tmp_path: Path) -> None:
@@ -348,10 +387,79 @@ def test_each_kind_of_folder_has_its_report(tmp_path: Path) -> None:
         assert report(folder / name)[1].startswith(f"# {title}\n")
 
 
+def test_an_evaluation_says_what_was_run(tmp_path: Path) -> None:
+    folder = make_pipeline(tmp_path / "demo", ["ar", "en", "he"]) / "comparison"
+    write_any_report(folder)
+    page, text = report(folder)
+    for told in ("visiongraft evaluate 'out=some where'", "machine", "0123abc", "5.23.0",
+                 "seed: 4711"):  # fmt: skip
+        assert told in page.words
+        assert told in text
+    rows = [("chrF", "ar, en, he", "nrefs:1|nc:6"), ("BLEU", "ar, en", "tok:13a"),
+            ("BLEU", "ja", "tok:ja-mecab"), ("scenes", "emoji_scenes", "12", "ar, en, he: 4 each"),
+            ("udhr", "udhr rights", "12", "ar, en, he: 4 each")]  # fmt: skip
+    for row in rows:
+        assert _is_row(row, page, text)
+    assert re.search("<details><summary>How scores were computed</summary>", page.html)
+
+
+def test_models_that_read_other_rows_are_told(tmp_path: Path) -> None:
+    folder = make_pipeline(tmp_path / "demo", ["ar", "en", "he"]) / "comparison"
+    content = json.loads((folder / "evaluation.json").read_text())
+    del content["models"]["before"]["groups"]["scenes"]  # a text LM
+    content["models"]["merged"]["groups"]["scenes"]["num_rows"]["nll"]["he"] = 3
+    (folder / "evaluation.json").write_text(json.dumps(content))
+    write_any_report(folder)
+    page, text = report(folder)
+    assert _is_row(("scenes", "emoji_scenes", "12", "ar, en, he: 4 each"), page, text)
+    for told in page.words, text:
+        assert "merged read 11 rows of scenes." in told
+        assert "before read" not in told
+
+
+def test_an_evaluation_from_before_it_was_kept_has_a_report(tmp_path: Path) -> None:
+    folder = make_pipeline(tmp_path / "demo", ["en"]) / "comparison"
+    content = json.loads((folder / "evaluation.json").read_text())
+    for key in ("settings", "environment", "signatures"):
+        del content[key]
+    (folder / "evaluation.json").write_text(json.dumps(content))
+    write_any_report(folder)
+    page, text = report(folder)
+    assert _is_row(("scenes", "–", "4", "en: 4"), page, text)
+    for absent in ("How scores were computed", "Versions", "Resolved config"):
+        assert absent not in page.words
+
+
+def test_a_sweep_says_of_what_it_is_made(tmp_path: Path) -> None:
+    folder = make_pipeline(tmp_path / "demo", ["ar", "en"])
+    write_any_report(folder / "sweep")
+    page, text = report(folder / "sweep")
+    rows = [("method", "ties"), ("formula", "text + alpha * trimmed"), ("density", "0.2"),
+            ("alpha of some tensors", "lm_head: 0.05"),  # of the choice
+            ("vlm", "sft/export", "model.safetensors", "fedcba98"), ("text", "text/export", "–"),
+            ("scenes", "emoji_scenes", "8", "ar, en: 4 each")]  # fmt: skip
+    rows += [(f"{a:g}", "ties", str(a),
+              f"lm_head: {a / 8}", "0.2") for a in (0.0, 0.4, 1.0)]  # fmt: skip
+    for row in rows:
+        assert _is_row(row, page, text)
+    assert "vlm: sft/export" in page.words
+    write_any_report(folder)
+    assert _is_row(("alpha of some tensors", "lm_head: 0.05"), *report(folder))
+
+
+def _is_row(row: tuple[str, ...], page: Page, text: str) -> bool:
+    """Whether cells follow each other in a row of both."""
+    cells = " | ".join(row)
+    return f"| {cells} |" in text.replace("\\", "") and any(
+        page.cells[n : n + len(row)] == list(row) for n in range(len(page.cells))
+    )
+
+
 @pytest.mark.parametrize("content", BROKEN)
 def test_a_pipeline_with_a_broken_file_is_no_exception(tmp_path: Path, content: bytes) -> None:
     folder = make_pipeline(tmp_path / "demo", ["en"])
-    for name in ("sweep/sweep.json", "sweep/points/alpha-1.json", "merged/merge_report.json",
+    for name in ("sweep/sweep.json", "sweep/config.json",
+                 "sweep/points/alpha-1.json", "merged/merge_report.json",
                  "comparison/evaluation.json", "comparison/pictures.json"):  # fmt: skip
         before = (folder / name).read_bytes() if (folder / name).exists() else None
         (folder / name).write_bytes(content)
