@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 from transformers import AutoConfig
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, DataError
 from configs.schema import Attention, EvaluateConfig
 from data.processor import load, load_processor
 from data.render import Renderer, Sample
@@ -64,15 +64,22 @@ def evaluate(config: EvaluateConfig) -> None:
             measured.seconds[name] = time.perf_counter() - started
             if shown is None or shown.num_groups < held_out.num_groups:
                 shown = held_out
-            if rank() == 0:  # kept, whatever becomes of the next one
+            if rank() == 0 and held_out.num_rows:  # kept, whatever becomes of the next one
                 measured.write(out)
         assert shown is not None
+        if not shown.num_rows:
+            raise DataError(
+                "nothing was measured: data.held_out has no rows that these models can read; name "
+                "a source, such as data=files_held_out data.held_out.files.path=my.jsonl"
+            )
         if rank() == 0:
             _report(config, measured.results, shown)
 
 
 def _check_reference(config: EvaluateConfig, kinds: dict[str, Any]) -> None:
-    """Refuse, before anything is measured, a reference for models that have no KL."""
+    """Refuse, before anything is measured, a reference that is none, or for models without KL."""
+    if config.evaluation.reference is not None:
+        load("evaluation.reference", AutoConfig, config.evaluation.reference)
     other = [name for name, kind in kinds.items() if _is_plain(kind)]
     if config.evaluation.reference is not None and other:
         raise ConfigError(

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 COMPANION_FOLDERS = ("additional_chat_templates",)
 REPORT_FILE = "merge_report.json"
 CARD_FILE = "readme.md"  # in lower case; the VLM's card tells of another model
+ARTIFACT_FILE = "wandb_artifact.json"  # of train/tracking/artifacts.py: names another model
 WEIGHT_SUFFIXES = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"),
     *(".npz", ".pkl", ".pickle"),
@@ -147,7 +148,7 @@ def _is_companion(name: str) -> bool:
     lower = name.lower()
     return not (
         lower.startswith((".", *TRAINING_STEMS))
-        or lower in (REPORT_FILE, CARD_FILE)
+        or lower in (REPORT_FILE, CARD_FILE, ARTIFACT_FILE)
         or Path(lower).suffix in WEIGHT_SUFFIXES
         or lower.endswith((".safetensors.index.json", ".bin.index.json"))
     )

@@ -1,6 +1,7 @@
 """Merges and sweeps as W&B runs, read back offline: lineage from what was merged to the result."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from wandb_file import offline_runs
 from configs.command import load_config
 from configs.errors import ConfigError
 from configs.schema import Artifacts
+from merge.api import verify_folder
 from merge.run import merge
 from merge.sweeping.run import sweep
 from train.tracking.artifacts import RECORD, digests_of, fingerprint, recorded_folder
@@ -152,3 +154,14 @@ def test_a_model_that_w_and_b_does_not_take_ends_nothing(tmp_path, caplog):
     run.log_model(tmp_path, "model", label="export")
     assert caplog.text.count("is not told of as an artifact: no route") == 2
     assert run.inputs == {"vlm": {"path": str(tmp_path)}} and not (tmp_path / RECORD).exists()
+
+
+def test_a_merge_of_a_tracked_model_is_verified_later(pipeline, tmp_path):
+    """The record of the VLM's artifact is not the merge's, and what comes after is not compared."""
+    vlm, out = tmp_path / "vlm", tmp_path / "merged"
+    shutil.copytree(pipeline.sft, vlm)
+    (vlm / "wandb_artifact.json").write_text("{}")
+    options = ["verify_logits=false", f"vlm={vlm}", *OFFLINE]
+    merge(merge_config(pipeline, out, *options))
+    assert json.loads((out / "wandb_artifact.json").read_text())
+    verify_folder(out, logits=False)

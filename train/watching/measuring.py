@@ -1,5 +1,6 @@
 """When a run measures its held-out rows, how much of them, and with whom."""
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from train.measuring.shares import Ranks, all_ranks
 from train.precision import computes_in_bf16
 from train.ranks import num_ranks
 
+log = logging.getLogger(__name__)
 LEAST_INTERVAL = 100  # steps, where the interval is ours to choose
 MEASUREMENTS = 10  # in a run, likewise
 IN_STEP = (EngineKind.zero3, EngineKind.fsdp2)  # engines with which all ranks go forward together
@@ -71,6 +73,10 @@ def build_measuring(
 ) -> Measuring:
     """Return what a run measures; loads the reference where the config names one."""
     in_step = config.engine.kind in IN_STEP and num_ranks() > 1
+    has_text = any(not s.row.images for group in held_out.groups.values() for s in group[:1])
+    if config.evaluation.on_text_loss_increase is Alarm.stop and not has_text:
+        log.warning("evaluation.on_text_loss_increase=stop: data.held_out has no text, so nothing "
+                    "tells what is forgotten and nothing stops this run")  # fmt: skip
     return Measuring(
         config.evaluation,
         num_steps,

@@ -18,6 +18,7 @@ from wandb_file import read_wandb
 import merge.sweeping.run
 from configs.command import load_config
 from configs.errors import CheckpointError, ConfigError, DataError, Preempted
+from configs.schema import Attention
 from data.processor import load_processor
 from data.render import Renderer
 from merge.api import merge_checkpoints
@@ -25,6 +26,7 @@ from merge.matching.plan import plan_merge
 from merge.sweeping.run import sweep
 from train.evaluate_run import evaluate
 from train.measuring.held_out import prepare_held_out
+from train.model.attention import set_attention
 from train.model.load import load_text_lm, load_vlm
 from train.model.loss import add_token_losses
 from train.tracking.tracker import Tracker
@@ -156,6 +158,7 @@ def test_alpha_0_is_the_text_lm(keep_image_row, pipeline, swept):
             for start, stop in kept:
                 model.model.embed_tokens.weight[start:stop] = rows[start:stop]
     add_token_losses(model)
+    set_attention(model, Attention.auto)
     wanted = held_out.measure(model, generate=False)
     found = json.loads((swept / "points/alpha-0.json").read_text())["results"]
     assert AutoModelForCausalLM.from_pretrained(pipeline.text).config.logit_scale == 0.25

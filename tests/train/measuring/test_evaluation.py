@@ -12,9 +12,10 @@ from pico_runs import FAST, SCENES
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
+import train.evaluate_run
 import train.measuring.reading
 from configs.command import load_config
-from configs.errors import CheckpointError, ConfigError
+from configs.errors import CheckpointError, ConfigError, DataError
 from data.processor import load_processor
 from data.render import Renderer, Sample
 from data.rows import question
@@ -294,7 +295,26 @@ def test_a_dry_run_names_the_models(pipeline, tmp_path, caplog):
     assert f"a: {pipeline.sft} (aya_vision)" in caplog.text
 
 
+def test_nothing_to_measure_is_told(pipeline, tmp_path):
+    captions = ["~data.held_out.udhr", "~data.held_out.numbers"]
+    with pytest.raises(DataError, match=r"nothing was measured: data\.held_out has no rows"):
+        side_by_side(tmp_path / "out", {"a": pipeline.text}, *captions)
+
+
+def test_what_was_measured_before_an_error_is_kept(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.evaluate_run, "load_text_lm", lambda *_, **__: pytest.fail("broken"))
+    with pytest.raises(pytest.fail.Exception):
+        side_by_side(tmp_path / "out", {"a": pipeline.sft, "b": pipeline.text})
+    kept = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert kept["models"].keys() == {"a"}
+
+
 def test_what_is_refused(pipeline, tmp_path):
+    with pytest.raises(CheckpointError, match=r"no model in '/nowhere'"):  # before a is measured
+        side_by_side(tmp_path / "out", {"a": pipeline.sft, "b": "/nowhere"})
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(CheckpointError, match=r"no evaluation\.reference in '/nowhere'"):
+        side_by_side(tmp_path / "out", {"a": pipeline.sft}, "evaluation.reference=/nowhere")
     with pytest.raises(CheckpointError, match=r"no model in '/nowhere'"):
         side_by_side(tmp_path / "out", {"a": "/nowhere"})
     (tmp_path / "full").mkdir()
