@@ -82,11 +82,8 @@ def _about(run: RunFiles) -> str:
     if not run.config:
         return "A run"
     model, kind = model_of(run), kind_of(run)
-    told = (
-        model.capitalize()
-        if model == f"a new {kind}"
-        else f"{kind[0].upper()}{kind[1:]} from {model}"
-    )
+    told = model if model == f"a new {kind}" else f"{kind} from {model}"
+    told = f"{told[0].upper()}{told[1:]}"
     return f"{told}; trains {parts}" if parts and run.value("model", "kind") != "text_lm" else told
 
 

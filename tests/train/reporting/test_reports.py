@@ -403,6 +403,21 @@ def test_steps_are_told_in_the_order_of_their_times(tmp_path: Path) -> None:
     assert [path.name for path in found] == ["sft", "comparison", "align", "merged", "sweep"]
 
 
+def test_one_is_not_told_as_many_and_models_have_names(tmp_path: Path) -> None:
+    folder = make_pipeline(tmp_path / "demo", ["en"])
+    path = folder / "comparison/evaluation.json"
+    content = json.loads(path.read_text())
+    content["models"] = {"before": content["models"]["before"]}
+    path.write_text(json.dumps(content))
+    config = {"model": {"kind": "compose"}, "stage": {"name": "align"}}
+    (folder / "align/config.yaml").write_text(json.dumps(config))
+    (folder / "align/finished.json").write_text('{"steps": 1}')
+    for one in (folder / "comparison", folder / "align"):
+        write_any_report(one)
+    assert "\n1 model on the same held-out rows\n" in report(folder / "comparison")[1]
+    assert "\nA new composed VLM; finished after 1 step\n" in report(folder / "align")[1]
+
+
 def test_a_report_made_anew_keeps_what_the_maker_of_the_folder_said(tmp_path: Path) -> None:
     folder = make_pipeline(tmp_path / "demo", ["en"])
     table = Table("In short", [Column("", is_number=False), Column("lost")], [["a|b", "3%"]])
