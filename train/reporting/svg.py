@@ -13,6 +13,7 @@ WIDTH, HEIGHT = 380, 230  # pixels, of which a phone shows nearly all
 LEFT, TOP, BOTTOM = 46, 12, 34
 BARE = 14  # room on the right without names of lines
 LETTER, BOLD = 7.0, 8.0  # pixels of a digit or letter in DejaVu Sans, the widest of the usual ones
+BROAD = "%mwMW"  # and, broader still, ideographs
 MOST_LETTERS = 14  # of a line's name
 LINE, ROW = 13, 17  # pixels of a label, and of a row of a dot chart
 SHAPES = (  # circle, square, triangle, diamond, around 0 0
@@ -103,8 +104,9 @@ def _below(across: Axis, title: str, bottom: float, form: str = "") -> Markup:
 
 
 def _wide(text: str, letter: float = LETTER) -> int:
-    """Return the pixels that a text takes, or somewhat more; ideographs take twice as many."""
-    return math.ceil(sum(letter * (2 if ord(one) > 0x2E80 else 1) for one in text))
+    """Return the pixels that a text takes, or somewhat more."""
+    sizes = (2.0 if one > "\u2e80" else 1.6 if one in BROAD else 1.0 for one in text)
+    return math.ceil(letter * sum(sizes))
 
 
 def _clipped(name: str) -> str:

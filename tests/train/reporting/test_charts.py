@@ -53,7 +53,7 @@ def text_ends(svg: str) -> list[tuple[str, float, float]]:
     for x, anchor, text in re.findall(
         r'<text class="[^"]*" x="([\d.]+)" y="[\d.]+"(?: text-anchor="(\w+)")?>([^<]*)', svg
     ):
-        width = 6.2 * len(text)
+        width = 6.2 * len(text) + 4 * text.count("%")
         left = float(x) - {"end": width, "middle": width / 2}.get(anchor, 0)
         found.append((text, left, left + width))
     return found
@@ -86,3 +86,7 @@ def test_a_chart_of_shares_has_ticks_in_per_cent() -> None:
     assert {"0%", "50%", "100%", "10"} <= set(ticks)
     dotted = DotChart("d", "d", "share of rows", ["m"], [("en", [0.5]), ("fr", [0.0])], "{:.0%}")
     assert "40%" in [text for text, _, _ in text_ends(draw(dotted))]
+    full = DotChart("d", "d", "share of rows", ["m"], [("en", [1.0]), ("fr", [0.0])], "{:.0%}",
+                    most=1.0)  # fmt: skip
+    ends = {text: right for text, _, right in text_ends(draw(full))}
+    assert ends["100%"] < WIDTH - 1
