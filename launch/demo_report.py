@@ -5,10 +5,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from train.reporting.any_folder import write_any_report
 from train.reporting.content import Block, Cell, Column, Heading, Table, Text
 from train.reporting.markdown import table_lines
-from train.reporting.pipeline_report import pipeline_report, read_pipeline
-from train.reporting.write import write_report as write_files
+from train.reporting.preface import Preface, write_preface
 
 TITLE = "Grafting vision on a small text LM, and keeping its text"
 NOTES = (
@@ -22,7 +22,7 @@ NOTES = (
 
 
 def write_report(out: Path, commands: list[list[str]]) -> str:
-    """Write `report.md` and `report.html` into `out`.
+    """Write `preface.json`, `report.md` and `report.html` into `out`.
 
     Args:
         out: folder of the demo.
@@ -38,14 +38,14 @@ def write_report(out: Path, commands: list[list[str]]) -> str:
         f"fine-tuned on captions alone; merged is the merge at alpha {alpha:g}. At alpha 0 the "
         "sweep has the same decoder as before_sft, but the projector of after SFT."
     )
-    report = pipeline_report(
-        read_pipeline(out),
+    preface = Preface(
         title=TITLE,
         lead=[*summary_blocks(sweep, alpha=alpha), Text(names)],
         commands=[shlex.join(command) for command in commands],
         notes=[Heading("The data"), Text(NOTES)],
     )
-    write_files(out, report)
+    write_preface(out, preface)  # every later report of the folder tells the same
+    write_any_report(out)
     return summarise(sweep, alpha=alpha)
 
 

@@ -2,6 +2,8 @@
 
 visiongraft report outputs/demo/sft            a run, a sweep, an evaluation
 visiongraft report outputs/demo                a pipeline: a folder that holds several of them
+
+A merge has its README.md instead, the folder of a judge its judge.md.
 """
 
 import argparse

@@ -9,7 +9,8 @@ import pytest
 from configs.command import load_config
 from launch import demo
 from launch.demo import Step, plan_steps, run_step
-from launch.demo_report import summarise
+from launch.demo_report import summarise, write_report
+from train.reporting.any_folder import write_any_report
 
 
 def test_every_step_is_a_valid_command() -> None:
@@ -67,6 +68,23 @@ def test_a_step_that_fails_ends_the_demo(
         run_step(step, [], 1, 1, tmp_path)
     assert ended.value.code == 130
     assert not (tmp_path / "commands.json").exists()
+
+
+def test_the_report_made_anew_is_the_report_of_the_demo(tmp_path: Path) -> None:
+    points = [{"name": f"{alpha:g}", "alpha": alpha, "text_exact_match": 0.5, "picture_gap": 1.0,
+               "caption_exact_match": alpha} for alpha in (0.0, 0.4, 1.0)]  # fmt: skip
+    for name, content in {
+        "sweep/sweep.json": {"points": points, "chosen": points[1], "text_lm": "0"},
+        "merged/merge_report.json": {"alpha": "0.4", "method": {"alpha": 0.4}},
+    }.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(json.dumps(content))
+    write_report(tmp_path, [["visiongraft", "merge", "out=some where"]])
+    made = {name: (tmp_path / name).read_text() for name in ("report.html", "report.md")}
+    assert "In short" in made["report.md"]
+    assert "visiongraft merge 'out=some where'" in made["report.md"]
+    write_any_report(tmp_path)
+    assert {name: (tmp_path / name).read_text() for name in made} == made
 
 
 def test_the_summary_says_what_the_figures_say() -> None:

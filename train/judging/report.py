@@ -81,9 +81,9 @@ def as_markdown(content: dict[str, Any]) -> str:
         f"{content['all']['num_rows']} rows with their picture, the others with the reference. "
         f"Wins are {name_a}'s.",
         "",
-        f"| | rows | wins | ties | losses | win rate | {content['confidence']:.0%} interval | "
-        "wins and half of ties | interval |",
-        "|---|---:|---:|---:|---:|---:|---|---:|---|",
+        "| | rows | wins | ties | losses | unreadable | win rate | "
+        f"{content['confidence']:.0%} interval | wins and half of ties | interval |",
+        "|---|---:|---:|---:|---:|---:|---:|---|---:|---|",
         _row("**all rows**", content["all"]),
         _row("**mean over languages**", content["mean"]),
         *(_row(code, values) for code, values in content["by_language"].items()),
@@ -106,7 +106,8 @@ def as_markdown(content: dict[str, Any]) -> str:
 
 
 def _row(label: str, values: dict[str, Any]) -> str:
-    counts = [str(values.get(key, "")) for key in ("num_rows", "wins", "ties", "losses")]
+    keys = ("num_rows", "wins", "ties", "losses", "unreadable")
+    counts = [str(values.get(key, "")) for key in keys]
     cells = []
     for name in ("win_rate", "win_and_half_ties_rate"):
         between = values[f"{name}_interval"]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from train.judging.client import JudgeError
 from train.judging.pairs import Pairs, read_pairs
 from train.judging.prompt import Order, Prompt, load_prompt
 from train.judging.report import as_json, as_markdown
-from train.judging.score import outcomes
+from train.judging.score import Outcome, outcomes
 from train.judging.verdicts import VerdictFile
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ def judge(config: JudgeConfig) -> None:
     (out / "judge.json").write_text(text + "\n", encoding="utf-8")
     (out / "judge.md").write_text(as_markdown(content), encoding="utf-8")
     _tell_result(content, out)
+    _tell_unreadable(config, found, verdicts.path)
 
 
 def _settings(config: JudgeConfig, prompt: Prompt, pairs: Pairs) -> dict[str, Any]:
@@ -98,3 +100,20 @@ def _tell_result(content: dict[str, Any], out: Path) -> None:
     log.info("%s: %d wins, %d ties, %d losses, %d unreadable; wrote %s",
              content["a"]["name"], total["wins"], total["ties"], total["losses"],
              total["unreadable"], out / "judge.md")  # fmt: skip
+
+
+def _tell_unreadable(config: JudgeConfig, found: Sequence[Outcome], path: Path) -> None:
+    """Warn of replies without a verdict, and say how to ask anew: what is kept is not asked."""
+    replies = [item for outcome in found for item in outcome.verdicts]
+    unread = [item for item in replies if item.verdict is None]
+    if not unread:
+        return
+    cut = sum(item.finish_reason == "length" for item in unread)
+    log.warning(
+        "%d of %d replies hold no verdict (%d of them cut off at max_tokens=%d); the %d rows they "
+        "are of are in no share. The same command does not ask them again: take the lines with "
+        "\"verdict\": null out of %s, or remove it to ask for all, and run it once more; or give a "
+        "new out= with a higher max_tokens, another prompt_file or another judge_model",
+        len(unread), len(replies), cut, config.max_tokens,
+        sum(outcome.points is None for outcome in found), path,
+    )  # fmt: skip

@@ -11,6 +11,12 @@ from train.reporting.run_report import run_report
 from train.reporting.sweep_report import read_sweep, sweep_report
 from train.reporting.write import write_report
 
+OTHERS = {  # folders with words of their own, by a file in them
+    "merge_report.json": ("a merge", "README.md and merge_report.json"),
+    "judge.json": ("of a judge", "judge.md and judge.json"),
+    "verdicts.jsonl": ("of a judge that is not done", "judge.md once the same command has ended"),
+}
+
 
 def write_any_report(folder: Path) -> None:
     """Write report.html and report.md anew into a folder of any kind.
@@ -32,6 +38,12 @@ def report_of(folder: Path) -> Report:
         return run_report(read_run(folder))
     if (folder / "evaluation.json").is_file():
         return evaluation_report(read_evaluation(folder))
+    for file, (what, has) in OTHERS.items():
+        if (folder / file).is_file():
+            raise ConfigError(
+                f"{str(folder)!r} is {what}: it has {has} instead; give the folder of a run, a "
+                "sweep or an evaluation, or the one around it"
+            )
     pipeline = read_pipeline(folder)
     if not any((pipeline.runs, pipeline.merges, pipeline.sweeps, pipeline.evaluations)):
         raise ConfigError(f"{str(folder)!r} holds no run, sweep, merge or evaluation of ours, nor "

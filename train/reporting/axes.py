@@ -30,14 +30,20 @@ class Axis:
         return [round(number * step, 12) for number in range(first, last + 1)]
 
 
-def axis(values: Sequence[float], start: float, end: float, *, room: float = 0.06) -> Axis:
-    """Return an axis that holds all values, with some room at its ends."""
+def axis(
+    values: Sequence[float], start: float, end: float, *, room: float = 0.06,
+    most: float | None = None,
+) -> Axis:  # fmt: skip
+    """Return an axis that holds all values, with some room at its ends, but not above `most`."""
     low, high = min(values), max(values)
     pad = (high - low) * room
     if high - low < 1e-12:
         pad = abs(high) * 0.1
         low, high = (low, high) if pad else (0.0, 1.0)
-    return Axis(low - pad, high + pad, start, end)
+    if most is None:
+        return Axis(low - pad, high + pad, start, end)
+    # What has a highest value has 0 for its lowest.
+    return Axis(max(low - pad, min(low, 0.0)), min(high + pad, max(high, most)), start, end)
 
 
 def thin(points: Points) -> list[tuple[float, float]]:
@@ -69,8 +75,10 @@ def running_mean(points: Points) -> list[tuple[float, float]]:
     return found
 
 
-def short(value: float) -> str:
-    """Return a tick: 12k, 0.25, 3e-05."""
+def short(value: float, form: str = "") -> str:
+    """Return a tick: 12k, 0.25, 3e-05; 25% where values have that form."""
+    if form.endswith("%}"):
+        return f"{100 * value:.4g}%"
     if abs(value) >= 1e6:
         return f"{value / 1e6:g}M"
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:.4g}"

@@ -17,6 +17,11 @@ def told(form: str, value: float) -> str:
     return text if any(digit in text for digit in "123456789") else text.lstrip("+-")
 
 
+def counted(number: int, what: str) -> str:
+    """Return "1 model", "2 models"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class Fact:
     """A headline figure."""
@@ -104,6 +109,8 @@ class LineChart:
     tone: str = ""
     note: str = ""
     mark: tuple[float, str] | None = None  # a place on the x axis, and what is there
+    limit: float | None = None  # a value that is not to be exceeded
+    most: float | None = None  # the highest there can be
     kind: ClassVar[str] = "chart"
 
 
@@ -119,6 +126,8 @@ class DotChart:
     form: str = "{:.3g}"
     tone: str = ""
     note: str = ""
+    most: float | None = None
+    marks: Sequence[int] = ()  # of each model, the same on a page; by default by its place
     kind: ClassVar[str] = "chart"
 
 

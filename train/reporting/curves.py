@@ -1,8 +1,10 @@
 """Which curves a run has: of text, of captions, of training; and which languages stand out."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from train.measuring.results import BLIND, MEASURES
+from train.reporting.alarm import INCREASE
 from train.reporting.axes import running_mean
 from train.reporting.content import LineChart, Series
 from train.reporting.read import Curves
@@ -11,23 +13,39 @@ NUM_FLAGGED = 3  # worst languages that are named in a chart
 FEW = 5  # languages up to which each is named
 MANY_POINTS = 60  # of the training loss, from which on its running mean is drawn
 MEAN = "mean"
+TO_100 = ("chrf", "bleu")  # scores with a highest value
 
 
-def held_out_charts(curves: Curves, prefix: str, tone: str) -> list[LineChart]:
-    """Return a chart for each measure under `retention/` or `caption/` that was measured twice."""
+def held_out_charts(
+    curves: Curves, prefix: str, tone: str, *, limit: float | None = None
+) -> list[LineChart]:
+    """Return a chart for each measure under `retention/` or `caption/` that was measured twice.
+
+    Args:
+        curves: of the run.
+        prefix: `retention` or `caption`.
+        tone: of the charts.
+        limit: what the text loss over step 0 may be; None: no limit.
+    """
     charts = []
     for measure in sorted(MEASURES.values(), key=lambda one: one.name == "nll"):  # least telling
         lines = by_language(curves, prefix, measure.name)
         if sum(len(values) > 1 for values in lines.values()):
             blind = curves.get(f"{prefix}/{MEAN}/{BLIND}{measure.name}", {})
             series = [*_series(lines, measure.is_highest_best), *_blind(blind)]
-            charts.append(
-                LineChart(
-                    f"{prefix}-{measure.name}", _title(measure.title), _unit(measure.title),
-                    series, measure.form, tone=tone, note=_note(lines, bool(blind)),
-                )
+            most = highest(measure.name, measure.form)
+            chart = LineChart(
+                f"{prefix}-{measure.name}", _title(measure.title), _unit(measure.title),
+                series, measure.form, tone=tone, note=_note(lines, bool(blind)), most=most,
             )  # fmt: skip
+            is_limited = measure.name == INCREASE and limit is not None
+            charts.append(_with_limit(chart, limit) if is_limited else chart)
     return charts
+
+
+def highest(measure: str, form: str) -> float | None:
+    """Return the highest that a measure can be: 1 of a share, 100 of some scores."""
+    return 1.0 if form.endswith("%}") else 100.0 if measure in TO_100 else None
 
 
 def training_charts(curves: Curves) -> list[LineChart]:
@@ -63,6 +81,11 @@ def worst(values: Mapping[str, float], is_highest_best: bool, most: int = NUM_FL
     """Return the languages with the worst values, the worst first."""
     codes = [code for code in values if code != MEAN]
     return sorted(codes, key=lambda code: values[code] * (1 if is_highest_best else -1))[:most]
+
+
+def _with_limit(chart: LineChart, limit: float | None) -> LineChart:
+    note = f"{chart.note} The limit is of each group's mean over languages.".strip()
+    return replace(chart, limit=limit, note=note)
 
 
 def _series(lines: Curves, is_highest_best: bool) -> list[Series]:
@@ -129,7 +152,8 @@ def _family(
     name = (prefix or whole).strip("/").replace("/", "-").replace("_", "-")
     told = [] if len(lines) <= FEW else [f"The {NUM_FLAGGED} highest of {len(lines)} are named."]
     told += ["Running means over a tenth of the run."] if is_long else []
-    return LineChart(name, title, unit, series, form, note=" ".join(told))
+    return LineChart(name, title, unit, series, form, note=" ".join(told),
+                     most=highest("", form))  # fmt: skip
 
 
 def _smooth(name: str, values: Mapping[int, float], role: str) -> Series:

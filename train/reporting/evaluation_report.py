@@ -15,8 +15,9 @@ from train.reporting.content import (
     Report,
     Section,
     Table,
+    counted,
 )
-from train.reporting.curves import MEAN, worst
+from train.reporting.curves import MEAN, highest, worst
 from train.reporting.examples import model_examples
 from train.reporting.provenance import config_blocks, held_out_table, signatures_table, start_blocks
 from train.reporting.read import Reader, as_dict, read_pictures, read_results
@@ -73,7 +74,9 @@ def evaluation_report(evaluation: EvaluationFiles) -> Report:
         Section("What was run", _provenance(evaluation)),
     ]  # fmt: skip
     title = f"Side by side: {evaluation.folder.resolve().name}"
-    return Report(title, f"{len(models)} models on the same held-out rows", lead, sections)
+    return Report(
+        title, f"{counted(len(models), 'model')} on the same held-out rows", lead, sections
+    )
 
 
 def _provenance(evaluation: EvaluationFiles) -> list[Block]:
@@ -134,13 +137,15 @@ def _dots(
     codes = {code for told in there.values() for code in told} - {MEAN}
     if not codes:
         return None
-    last = list(there)[-1]
+    last, most = list(there)[-1], highest(name.split("-")[1], form)
+    marks = [place for place, model in enumerate(values) if model in there]
     order = worst(there[last], is_highest_best, len(codes))
     rows = [
         (code, [told.get(code) for told in there.values()])
         for code in [MEAN, *order, *sorted(codes - set(order))]
     ]
-    return DotChart(name, title, unit, list(there), rows, form, tone, f"Worst of {last} first.")
+    note = f"Worst of {last} first."
+    return DotChart(name, title, unit, list(there), rows, form, tone, note, most, marks)
 
 
 def language_tables(models: Mapping[str, Results], kind: GroupKind) -> list[Block]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from train.measuring.changes import describe_change
@@ -11,6 +12,8 @@ from train.reporting.read import Measurement
 
 A_LANGUAGE = 2  # examples of a language and group
 MOST = 50  # examples of a group
+MEANING = ("Better than the answer before it is the reference itself, or else a higher chrF "
+           "against it; worse is the other way round.")  # fmt: skip
 LONG = 500  # characters that are shown of a text
 
 
@@ -20,7 +23,10 @@ def run_examples(
     """Return the examples of each group whose answers were generated, with pictures first."""
     steps = _shown_steps(measurements)
     by_name = {f"step {one.step}": one.results for one in steps}
-    return _by_group(by_name, pictures, is_over_time=True)
+    found = _by_group(by_name, pictures, is_over_time=True)
+    if found and len(by_name) > 1:  # said once
+        found[0] = replace(found[0], note=f"{found[0].note} {MEANING}".strip())
+    return found
 
 
 def model_examples(models: Mapping[str, Results], pictures: Mapping[str, Path]) -> list[Examples]:
@@ -116,7 +122,7 @@ def _changes(items: Sequence[Example], note: str) -> str:
     if not changes:
         return note
     told = ", ".join(f"{number} {name}" for name, number in changes.most_common())
-    return f"Since the measurement before: {told}. {note}".strip()
+    return f"Of the rows shown, since the measurement before: {told}. {note}".strip()
 
 
 def _last_change(item: Example) -> str:

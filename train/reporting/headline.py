@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from train.measuring.results import BLIND, MEASURES
-from train.reporting.content import Fact, told
+from train.reporting.alarm import alarm_fact, stopped_at
+from train.reporting.content import Fact, counted, told
 from train.reporting.curves import MEAN, by_language, worst
 from train.reporting.read import Curves, RunFiles
 
@@ -13,7 +14,8 @@ SCORES = ("chrf", "cider", "choice_accuracy", "exact_match", "nll")  # the first
 def state(run: RunFiles) -> str:
     """Return whether the run is finished, and where it stands."""
     if run.finished:
-        return f"finished after {run.finished.get('steps', run.last_step)} steps"
+        steps = run.finished.get("steps", run.last_step)
+        return f"finished after {counted(steps, 'step') if isinstance(steps, int) else steps}"
     if not run.curves:
         return "nothing was logged yet"
     checkpoints = sorted(
@@ -21,6 +23,8 @@ def state(run: RunFiles) -> str:
         key=lambda name: (len(name), name),
     )
     goes_on = f", {checkpoints[-1]} is the last to go on from" if checkpoints else ""
+    if (step := stopped_at(run)) is not None:
+        return f"stopped by its alarm at step {step}{goes_on}"
     planned = run.value("optim", "max_steps")
     of = f" of {planned}" if planned else ""
     return f"not finished: logged up to step {run.last_step}{of}{goes_on}"
@@ -28,7 +32,8 @@ def state(run: RunFiles) -> str:
 
 def run_facts(run: RunFiles) -> list[Fact]:
     """Return steps and time, training loss, text retention, captions: what there is of it."""
-    facts = [_steps(run), _loss(run), *text_facts(run.curves), *caption_facts(run.curves)]
+    text = [*text_facts(run.curves), alarm_fact(run)]
+    facts = [_steps(run), _loss(run), *text, *caption_facts(run.curves)]
     return [fact for fact in facts if fact is not None]
 
 

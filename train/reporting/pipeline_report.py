@@ -1,11 +1,13 @@
 """The report of a pipeline: training runs, merges, a sweep and a comparison, as one story."""
 
 import os
-from collections.abc import Sequence
+import sys
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 
 from train.measuring.results import GroupKind, Results
+from train.reporting.alarm import limit_of
 from train.reporting.content import (
     ABSENT,
     Block,
@@ -19,6 +21,7 @@ from train.reporting.content import (
     Report,
     Section,
     Table,
+    counted,
 )
 from train.reporting.curves import held_out_charts, training_charts
 from train.reporting.evaluation_report import (
@@ -30,12 +33,15 @@ from train.reporting.evaluation_report import (
 from train.reporting.examples import model_examples
 from train.reporting.headline import duration, run_facts, state, with_increase
 from train.reporting.merge_blocks import merge_blocks
+from train.reporting.preface import Preface, read_preface
 from train.reporting.provenance import command_of, versions_table
 from train.reporting.read import Reader, RunFiles, read_run
 from train.reporting.run_report import model_of, trained_parts
 from train.reporting.sweep_report import SweepFiles, read_sweep, sweep_blocks, sweep_facts
 from train.reporting.tables import means_table
 
+# Files whose time says when a folder was made, where nothing in them does.
+MADE = ("config.yaml", "merge_report.json", "sweep.csv", "sweep.json", "evaluation.json")
 SHOWN_CHARTS = 2  # of text and of captions, of each run; its own report has all
 
 
@@ -48,12 +54,18 @@ class Pipeline:
     merges: list[Path] = field(default_factory=list)
     sweeps: list[SweepFiles] = field(default_factory=list)
     evaluations: list[EvaluationFiles] = field(default_factory=list)
+    order: list[Path] = field(default_factory=list)  # of all of them, by time
+    preface: Preface = field(default_factory=Preface)
+    problems: list[str] = field(default_factory=list)  # of the preface
 
 
 def read_pipeline(folder: Path) -> Pipeline:
     """Read the folders in a folder, each by the files that tell what it is."""
-    found = Pipeline(folder)
-    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+    reader = Reader(folder)
+    found = Pipeline(folder, preface=read_preface(reader), problems=reader.problems)
+    paths = sorted(path for path in folder.iterdir() if path.is_dir())
+    found.order = sorted(paths, key=made_order)
+    for path in found.order:
         if is_sweep(path):
             found.sweeps.append(read_sweep(path))
         elif is_run(path):
@@ -62,8 +74,23 @@ def read_pipeline(folder: Path) -> Pipeline:
             found.merges.append(path)
         elif (path / "evaluation.json").is_file():
             found.evaluations.append(read_evaluation(path))
-    found.runs.sort(key=lambda run: str(run.starts[0].get("time", "")) if run.starts else "~")
     return found
+
+
+def made_order(folder: Path) -> tuple[float, int, float]:
+    """Return what sorts folders by when they were made: as a run tells, else by their files.
+
+    Within a minute a merge goes before a sweep, and that before a comparison: where all was copied
+    at once, the times of files say nothing.
+    """
+    told = [str(s.get("time")) for s in Reader(folder).lines("environment.jsonl", needed=False)]
+    there = [place for place, name in enumerate(MADE) if (folder / name).is_file()]
+    times = [(folder / MADE[place]).stat().st_mtime for place in there]
+    try:
+        seconds = datetime.fromisoformat(told[0]).timestamp()
+    except (IndexError, ValueError, OverflowError):
+        seconds = min(times, default=sys.float_info.max)
+    return seconds // 60, min(there, default=len(MADE)), seconds
 
 
 def is_sweep(folder: Path) -> bool:
@@ -76,29 +103,15 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl"))
 
 
-def pipeline_report(
-    pipeline: Pipeline,
-    *,
-    title: str = "",
-    lead: Sequence[Block] = (),
-    commands: Sequence[str] = (),
-    notes: Sequence[Block] = (),
-) -> Report:
-    """Return the story of a pipeline.
-
-    Args:
-        pipeline: its folders.
-        title: of the report; by default the folder's name.
-        lead: what stands at its head.
-        commands: as typed; by default those that the runs were started with.
-        notes: what is to be said at the end.
-    """
-    models = models_of(pipeline)
-    problems = [f"{run.folder.name}: {p}" for run in pipeline.runs for p in run.problems]
+def pipeline_report(pipeline: Pipeline) -> Report:
+    """Return the story of a pipeline, with what its preface says."""
+    models, preface = models_of(pipeline), pipeline.preface
+    problems = list(pipeline.problems)
+    problems += [f"{run.folder.name}: {p}" for run in pipeline.runs for p in run.problems]
     problems += [f"{s.folder.name}: {p}" for s in pipeline.sweeps for p in s.problems]
     problems += [f"{e.folder.name}: {p}" for e in pipeline.evaluations for p in e.problems]
     facts = [Facts(sweep_facts(sweep)) for sweep in pipeline.sweeps[:1] if sweep.points]
-    head = [*lead, *facts, *([Problems(problems)] if problems else [])]
+    head = [*preface.lead, *facts, *([Problems(problems)] if problems else [])]
     text = [*dot_charts(models, "retention"), *language_tables(models, GroupKind.text)]
     captions = [
         *dot_charts(models, "caption"),
@@ -116,10 +129,10 @@ def pipeline_report(
                 model_examples(models, _pictures(pipeline))),
         Section("The runs", [block for run in pipeline.runs for block in _run(run)]),
         Section("The merge", [b for path in pipeline.merges for b in merge_blocks(path)]),
-        Section("What was run", [*_commands(pipeline, commands), *notes]),
+        Section("What was run", [*_commands(pipeline), *preface.notes]),
     ]  # fmt: skip
     name = pipeline.folder.resolve().name
-    return Report(title or f"Pipeline: {name}", _told(pipeline), head, sections)
+    return Report(preface.title or f"Pipeline: {name}", _told(pipeline), head, sections)
 
 
 def models_of(pipeline: Pipeline) -> dict[str, Results]:
@@ -146,37 +159,36 @@ def _pictures(pipeline: Pipeline) -> dict[str, Path]:
 
 
 def _story(pipeline: Pipeline) -> Table:
-    rows: list[list[Cell | str]] = []
+    rows: dict[Path, list[Cell | str]] = {}
     for run in pipeline.runs:
         seconds = run.finished.get("seconds")
         loss = run.loss(last=True)
-        kind = run.value("model", "kind")
-        rows.append([
+        rows[run.folder] = [
             _link(run.folder, "report.html"),
-            f"trains {trained_parts(run) or kind or 'a model'}, "
-            f"from {_short(model_of(run), pipeline)}",
+            f"trains {trained_parts(run) or 'all of it'}, from {_short(model_of(run), pipeline)}",
             state(run),
             duration(seconds) if isinstance(seconds, int | float) else ABSENT,
             f"{loss:.3f}" if loss is not None else ABSENT,
-        ])  # fmt: skip
+        ]  # fmt: skip
     others: list[tuple[Path, str, str, str]] = []
     for path in pipeline.merges:
         alpha = Reader(path).json("merge_report.json").get("alpha", "?")
         others.append((path, "README.md", f"merge at alpha {alpha}", "written"))
     for sweep in pipeline.sweeps:
-        what = f"sweep over {len(sweep.points)} candidates"
+        what = f"sweep over {counted(len(sweep.points), 'candidate')}"
         chose = f"chose {sweep.chosen.get('name', 'nothing yet')}"
         others.append((sweep.folder, "sweep.md", what, chose))
     for evaluation in pipeline.evaluations:
         what = f"measures {', '.join(evaluation.models)}"
         others.append((evaluation.folder, "report.md", what, "side by side"))
-    rows += [[_link(path, file), what, how, ABSENT, ABSENT] for path, file, what, how in others]
+    for path, file, what, how in others:
+        rows[path] = [_link(path, file), what, how, ABSENT, ABSENT]
     columns = [
         *(Column(title, is_number=False) for title in ("folder", "what", "state")),
         Column("time"),
         Column("training loss"),
     ]
-    return Table("Steps", columns, rows)
+    return Table("Steps", columns, [rows[path] for path in pipeline.order if path in rows])
 
 
 def _run(run: RunFiles) -> list[Block]:
@@ -184,7 +196,7 @@ def _run(run: RunFiles) -> list[Block]:
     curves = with_increase(run.curves)
     charts = [
         *training_charts(curves)[:1],
-        *held_out_charts(curves, "retention", "text")[:SHOWN_CHARTS],
+        *held_out_charts(curves, "retention", "text", limit=limit_of(run))[:SHOWN_CHARTS],
         *held_out_charts(curves, "caption", "captions")[:SHOWN_CHARTS],
     ]
     unique = [replace(chart, name=f"{run.folder.name}-{chart.name}") for chart in charts]
@@ -192,8 +204,10 @@ def _run(run: RunFiles) -> list[Block]:
     return [*blocks, Charts(unique)] if unique else blocks
 
 
-def _commands(pipeline: Pipeline, commands: Sequence[str]) -> list[Block]:
-    typed = list(commands) or [command_of(run.starts[-1]) for run in pipeline.runs if run.starts]
+def _commands(pipeline: Pipeline) -> list[Block]:
+    typed = list(pipeline.preface.commands) or [
+        command_of(run.starts[-1]) for run in pipeline.runs if run.starts
+    ]
     starts = [start for run in pipeline.runs for start in run.starts]
     blocks: list[Block] = [Code("Commands", "\n".join(typed))] if any(typed) else []
     return [*blocks, versions_table(starts)] if starts else blocks
@@ -213,4 +227,4 @@ def _short(path: str, pipeline: Pipeline) -> str:
 def _told(pipeline: Pipeline) -> str:
     counts = {"training run": len(pipeline.runs), "merge": len(pipeline.merges),
               "sweep": len(pipeline.sweeps), "comparison": len(pipeline.evaluations)}  # fmt: skip
-    return ", ".join(f"{n} {what}{'s' if n > 1 else ''}" for what, n in counts.items() if n)
+    return ", ".join(counted(number, what) for what, number in counts.items() if number)

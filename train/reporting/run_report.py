@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from train.measuring.results import GroupKind
+from train.reporting.alarm import limit_of
 from train.reporting.content import Block, Chart, Charts, Facts, Problems, Report, Section, Text
 from train.reporting.curves import held_out_charts, training_charts
 from train.reporting.examples import run_examples
@@ -12,6 +13,8 @@ from train.reporting.provenance import config_blocks, data_blocks, start_blocks
 from train.reporting.read import RunFiles, read_run
 from train.reporting.tables import group_tables
 from train.reporting.write import write_report
+
+KINDS = {"text_lm": "text LM", "vlm": "VLM", "compose": "composed VLM"}
 
 
 def write_run_report(folder: Path) -> None:
@@ -25,7 +28,8 @@ def write_run_report(folder: Path) -> None:
 def run_report(run: RunFiles) -> Report:
     """Return what there is to say of a run."""
     curves = with_increase(run.curves)
-    text = [*_charts(held_out_charts(curves, "retention", "text")), *_tables(run, GroupKind.text)]
+    text = [*_charts(held_out_charts(curves, "retention", "text", limit=limit_of(run))),
+            *_tables(run, GroupKind.text)]  # fmt: skip
     captions = [
         *_charts(held_out_charts(curves, "caption", "captions")),
         *_tables(run, GroupKind.captions),
@@ -61,19 +65,26 @@ def trained_parts(run: RunFiles) -> str:
     return ", ".join(trains)
 
 
+def kind_of(run: RunFiles) -> str:
+    """Return what kind of model is trained, in words."""
+    kind = str(run.value("model", "kind") or "model")
+    return KINDS.get(kind, kind)
+
+
 def model_of(run: RunFiles) -> str:
     """Return what was trained: the folder it was read from, or its kind."""
     path = run.value("model", "path") or run.value("model", "decoder", "path")
-    return str(path or run.value("model", "kind") or "a model")
+    return str(path or f"a new {kind_of(run)}")
 
 
 def _about(run: RunFiles) -> str:
     parts = trained_parts(run)
     if not run.config:
         return "A run"
-    kind, model = run.value("model", "kind"), model_of(run)
-    told = f"{kind} from {model}" if model != kind else f"a new {kind}"
-    return f"{told}; trains {parts}" if parts and kind != "text_lm" else told
+    model, kind = model_of(run), kind_of(run)
+    told = model if model == f"a new {kind}" else f"{kind} from {model}"
+    told = f"{told[0].upper()}{told[1:]}"
+    return f"{told}; trains {parts}" if parts and run.value("model", "kind") != "text_lm" else told
 
 
 def _tables(run: RunFiles, kind: GroupKind) -> list[Block]:

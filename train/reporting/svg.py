@@ -1,5 +1,6 @@
 """Charts as SVG without scripts: the mean and the worst by name, all others by hovering."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,18 @@ from train.reporting.content import Chart, DotChart, LineChart, Series
 
 WIDTH, HEIGHT = 380, 230  # pixels, of which a phone shows nearly all
 LEFT, TOP, BOTTOM = 46, 12, 34
-LABELS, BARE = 62, 14  # room on the right, with names of lines and without
+BARE = 14  # room on the right without names of lines
+LETTER, BOLD = 7.0, 8.0  # pixels of a digit or letter in DejaVu Sans, the widest of the usual ones
+BROAD = "%mwMW"  # and, broader still, ideographs
+MOST_LETTERS = 14  # of a line's name
 LINE, ROW = 13, 17  # pixels of a label, and of a row of a dot chart
+SHAPES = (  # circle, square, triangle, diamond, around 0 0
+    "M-4 0A4 4 0 1 1 4 0A4 4 0 1 1 -4 0Z",
+    "M-3.5 -3.5H3.5V3.5H-3.5Z",
+    "M0 -4.6L4.6 3.6H-4.6Z",
+    "M0 -5L5 0L0 5L-5 0Z",
+)
+NUM_FILLS = 3  # has no divisor in common with the number of shapes: all pairs come up
 DOTTED = 40  # points of a line up to which each has a dot with its value
 STYLE = (Path(__file__).parent / "chart.css").read_text(encoding="utf-8")
 
@@ -43,7 +54,8 @@ def described(chart: Chart) -> str:
         for one in chart.series
         if one.role != "rest" and one.points
     ]
-    return f"{chart.title}, {chart.unit}: {'; '.join(ends)}"
+    limit = [] if chart.limit is None else [f"limit {chart.limit:g}"]
+    return f"{chart.title}, {chart.unit}: {'; '.join([*ends, *limit])}"
 
 
 def _height(chart: Chart) -> int:
@@ -54,33 +66,51 @@ def _height(chart: Chart) -> int:
 
 def _lines(chart: LineChart) -> Markup:
     named = [one for one in chart.series if one.role != "rest" and one.points]
-    right = BARE if len(named) < 2 else LABELS
+    right = BARE if len(named) < 2 else max(_wide(_clipped(one.name), BOLD) for one in named) + 8
     points = [point for one in chart.series for point in one.points]
-    across = axis([x for x, _ in points], LEFT, WIDTH - right, room=0.0)
-    up = axis([y for _, y in points], HEIGHT - BOTTOM, TOP)
+    limit = [] if chart.limit is None else [chart.limit]
+    up = axis([*(y for _, y in points), *limit], HEIGHT - BOTTOM, TOP, most=chart.most)
+    left = max([LEFT, *(_wide(short(value, chart.form)) + 8 for value in up.ticks(4))])
+    across = axis([x for x, _ in points], left, WIDTH - right, room=0.0)
     order = ("rest", "blind", "flag", "main")  # what matters is drawn last
     drawn = sorted(chart.series, key=lambda one: order.index(one.role))
-    parts = [_grid(across, up, chart.x_title, HEIGHT - BOTTOM), _mark(chart, across)]
+    parts = [_grid(across, up, chart, HEIGHT - BOTTOM), _mark(chart, across)]
+    parts.append(_limit(chart, across, up))
     parts += [_line(one, chart, across, up) for one in drawn if one.points]
     if len(named) > 1:
         parts.append(_names(named, up, WIDTH - right + 6))
     return Markup("").join(parts)
 
 
-def _grid(across: Axis, up: Axis, x_title: str, bottom: float) -> Markup:
+def _grid(across: Axis, up: Axis, chart: LineChart, bottom: float) -> Markup:
     """Return lines and numbers of both axes."""
-    parts = [_below(across, x_title, bottom)]
+    parts = [_below(across, chart.x_title, bottom)]
     for value in up.ticks(4):
         y = up.at(value)
-        parts.append(Markup('<path class="grid" d="M{} {}H{}"/>').format(LEFT, y, across.end))
-        parts.append(_tick(LEFT - 6, y + 4, short(value), "end"))
+        parts.append(
+            Markup('<path class="grid" d="M{} {}H{}"/>').format(across.start, y, across.end)
+        )
+        parts.append(_tick(across.start - 6, y + 4, short(value, chart.form), "end"))
     return Markup("").join(parts)
 
 
-def _below(across: Axis, title: str, bottom: float) -> Markup:
+def _below(across: Axis, title: str, bottom: float, form: str = "") -> Markup:
     """Return the numbers of the x axis and what they are of."""
-    parts = [_tick(across.at(value), bottom + 15, short(value)) for value in across.ticks(4)]
+    parts = []
+    for value in across.ticks(4):
+        text = short(value, form)
+        parts.append(_tick(min(across.at(value), WIDTH - _wide(text) / 2), bottom + 15, text))
     return Markup("").join([*parts, _tick((across.start + across.end) / 2, bottom + 29, title)])
+
+
+def _wide(text: str, letter: float = LETTER) -> int:
+    """Return the pixels that a text takes, or somewhat more."""
+    sizes = (2.0 if one > "\u2e80" else 1.6 if one in BROAD else 1.0 for one in text)
+    return math.ceil(letter * sum(sizes))
+
+
+def _clipped(name: str) -> str:
+    return name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1] + "…"
 
 
 def _tick(x: float, y: float, text: str, anchor: str = "middle") -> Markup:
@@ -98,6 +128,14 @@ def _mark(chart: LineChart, across: Axis) -> Markup:
     return line + _tick(
         x - 4 if is_right else x + 4, TOP + 9, label, "end" if is_right else "start"
     )
+
+
+def _limit(chart: LineChart, across: Axis, up: Axis) -> Markup:
+    if chart.limit is None:
+        return Markup("")
+    y = up.at(chart.limit)
+    line = Markup('<path class="limit" d="M{} {}H{}"/>').format(across.start, y, across.end)
+    return line + _tick(across.end - 4, y - 4, f"limit {chart.limit:g}", "end")
 
 
 def _line(one: Series, chart: LineChart, across: Axis, up: Axis) -> Markup:
@@ -127,7 +165,7 @@ def _names(named: Sequence[Series], up: Axis, x: float) -> Markup:
     places = spread(wanted, gap=LINE, low=TOP + 4, high=HEIGHT - BOTTOM)
     return Markup("").join(
         Markup('<text class="name {}" x="{}" y="{:.1f}">{}</text>').format(
-            one.role, x, place + 4, one.name if len(one.name) < 11 else one.name[:10] + "…"
+            one.role, x, place + 4, _clipped(one.name)
         )
         for one, place in zip(named, places, strict=True)
     )
@@ -136,31 +174,34 @@ def _names(named: Sequence[Series], up: Axis, x: float) -> Markup:
 def _dots(chart: DotChart) -> Markup:
     """Return a row a language, worst last model first, and a key above."""
     values = [v for _, row in chart.rows for v in row if v is not None]
-    across = axis(values, LEFT, WIDTH - BARE)
+    left = max([LEFT, *(_wide(language) + 12 for language, _ in chart.rows)])
+    across = axis(values, left, WIDTH - BARE, most=chart.most)
+    marks = chart.marks or range(len(chart.models))
     top = TOP + LINE * len(chart.models) + 10
     bottom = top + ROW * len(chart.rows)
     parts = []
     for number, model in enumerate(chart.models):
         y = TOP + LINE * number
-        parts.append(_dot(number, LEFT + 4, y, ""))
-        parts.append(_tick(LEFT + 14, y + 4, model, "start"))
+        parts.append(_dot(marks[number], left + 4, y, ""))
+        parts.append(_tick(left + 14, y + 4, model, "start"))
     for value in across.ticks(4):
         x = across.at(value)
         parts.append(Markup('<path class="grid" d="M{} {}V{}"/>').format(x, top, bottom))
-    parts.append(_below(across, chart.unit, bottom))
+    parts.append(_below(across, chart.unit, bottom, chart.form))
     for at, (language, row) in enumerate(chart.rows):
-        parts.append(_row(chart, language, row, across, top + ROW * at + ROW / 2))
+        parts.append(_row(chart, language, row, across, top + ROW * at + ROW / 2, marks))
     return Markup("").join(parts)
 
 
 def _row(
-    chart: DotChart, language: str, row: Sequence[float | None], across: Axis, y: float
-) -> Markup:
+    chart: DotChart, language: str, row: Sequence[float | None], across: Axis, y: float,
+    marks: Sequence[int],
+) -> Markup:  # fmt: skip
     there = [(number, value) for number, value in enumerate(row) if value is not None]
     places = [across.at(value) for _, value in there]
     told = ", ".join(f"{chart.models[n]} {chart.form.format(v)}" for n, v in there)
     dots = Markup("").join(
-        _dot(n, across.at(v), y, f"{language}, {chart.models[n]}: {chart.form.format(v)}")
+        _dot(marks[n], across.at(v), y, f"{language}, {chart.models[n]}: {chart.form.format(v)}")
         for n, v in there
     )
     bar = (
@@ -172,18 +213,15 @@ def _row(
         '<g><title>{}: {}</title><text class="name" x="{}" y="{}" text-anchor="end">{}</text>{}{}'
         "</g>"
     ).format(
-        language, told, LEFT - 10, y + 4, language, bar, dots
+        language, told, across.start - 10, y + 4, language, bar, dots
     )  # fmt: skip
 
 
 def _dot(number: int, x: float, y: float, title: str) -> Markup:
+    """Return a mark: one of four shapes in one of three fills, twelve in all."""
     told = Markup("<title>{}</title>").format(title) if title else Markup("")
-    if number % 3 == 1:  # by shape too, not by colour alone
-        return Markup('<rect class="dot d{}" x="{}" y="{}" width="7" height="7">{}</rect>').format(
-            number % 3, x - 3.5, y - 3.5, told
-        )
-    return Markup('<circle class="dot d{}" cx="{}" cy="{}" r="4">{}</circle>').format(
-        number % 3, x, y, told
+    return Markup('<path class="dot d{}" transform="translate({:g} {:g})" d="{}">{}</path>').format(
+        number % NUM_FILLS, x, y, SHAPES[number % len(SHAPES)], told
     )
 
 

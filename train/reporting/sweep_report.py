@@ -22,13 +22,14 @@ from train.reporting.content import (
     Series,
     Table,
     Text,
+    counted,
     told,
 )
-from train.reporting.curves import NUM_FLAGGED, worst
+from train.reporting.curves import NUM_FLAGGED, highest, worst
 from train.reporting.examples import model_examples
 from train.reporting.read import Reader, as_dict, read_results
 from train.reporting.recipe_blocks import choice_blocks, sweep_provenance
-from train.reporting.tables import side_by_side
+from train.reporting.tables import BEST, side_by_side
 
 COLUMNS = {
     "text_nll": ("text loss", "{:.3f}"),
@@ -92,7 +93,7 @@ def sweep_report(sweep: SweepFiles) -> Report:
     tables = [table for group in groups for table in side_by_side(compared, group)]
     sections = [
         Section("Text and captions against alpha", sweep_blocks(sweep)),
-        Section("By language", tables),
+        Section("By language", [Text(BEST), *tables] if tables else []),
         Section("Held-out rows and every candidate's answer", model_examples(compared, {})),
         Section("What was run", sweep_provenance(sweep.recipes, sweep.results, sweep.config)),
     ]
@@ -103,7 +104,7 @@ def sweep_report(sweep: SweepFiles) -> Report:
 def sweep_facts(sweep: SweepFiles) -> list[Fact]:
     """Return what was chosen, what it costs of text and keeps of captions, beside the VLM."""
     chosen = str(sweep.chosen.get("name", "nothing yet"))
-    facts = [Fact("Alpha chosen", chosen, f"of {len(sweep.points)} candidates measured")]
+    facts = [Fact("Alpha chosen", chosen, f"of {counted(len(sweep.points), 'candidate')} measured")]
     points = {str(point.get("name")): point for point in sweep.points}
     choice, base = points.get(chosen, {}), points.get(sweep.text_lm, {})
     vlm: dict[str, Any] = next((p for p in sweep.points if p.get("alpha") == 1), {})
@@ -141,7 +142,9 @@ def sweep_blocks(sweep: SweepFiles) -> list[Block]:
         titles = [title for title, _ in COLUMNS.values()]
         columns = [Column("alpha", is_number=False), Column(titles[0]), Column("increase"),
                    *(Column(title) for title in titles[1:])]  # fmt: skip
-        note = "Losses and gap in nats a token; increase is over the text LM's loss."
+        note = (
+            "Losses and gap in nats a token; increase is over the text LM's loss. Bold: the choice."
+        )
         blocks.append(Table("Every candidate", columns, rows, note))
     if sweep.chosen.get("rule"):
         blocks.append(Text(f"Chosen: {chosen}, the {sweep.chosen['rule']}."))
@@ -174,8 +177,10 @@ def _charts(sweep: SweepFiles) -> list[LineChart]:
             if len(line) > 1
         ]
         if series:
-            charts.append(LineChart(f"sweep-{keys[0]}", title, unit, series, COLUMNS[keys[0]][1],
-                                    x_title="alpha", tone=tone, mark=mark))  # fmt: skip
+            form = COLUMNS[keys[0]][1]
+            most = highest(keys[0].split("_")[1], form)
+            charts.append(LineChart(f"sweep-{keys[0]}", title, unit, series, form, x_title="alpha",
+                                    tone=tone, mark=mark, most=most))  # fmt: skip
     by_language = _losses_by_language(sweep)
     return [charts[0], *by_language, *charts[1:]] if charts else by_language
 

@@ -9,6 +9,8 @@ from train.reporting.read import Measurement
 
 CHANGES = ("nll_increase", "kl")  # are changes themselves: only their last value is shown
 LIKELIHOODS = ("nll", "nll_increase", "kl", "picture_gap", "choice_accuracy")
+BEST = ("Bold: the best of a row, here and in the tables by language; their first row, of means, "
+        "is bold throughout.")  # fmt: skip
 Values = Mapping[str, float]
 
 
@@ -41,6 +43,8 @@ def _table(caption: str, there: Sequence[Measurement], group: str, names: Sequen
     first, last = there[0].results[group], there[-1].results[group]
     codes = {code for result in (first, last) for v in result.by_language.values() for code in v}
     order = ["mean", *sorted(codes)]
+    if len(there) > 1 and there[0].step == 0 and "nll" in names:
+        names = [name for name in names if name != "nll_increase"]  # the loss's change
     columns = [Column("language", is_number=False)]
     stacks: list[list[Cell | str]] = [[Cell(language_name(code)) for code in order]]
     for name in names:
@@ -86,7 +90,8 @@ def means_table(models: Mapping[str, Results], caption: str) -> Table:
             how = measure_of(measure)
             rows.append([group, how.title, *_best(values, "mean", how)])
     columns = [Column("held-out rows", is_number=False), Column("measure", is_number=False)]
-    return Table(caption, [*columns, *(Column(name) for name in models)], rows)
+    note = BEST if len(models) > 1 else ""
+    return Table(caption, [*columns, *(Column(name) for name in models)], rows, note)
 
 
 def change(start: float | None, end: float | None, measure: Measure) -> Cell:

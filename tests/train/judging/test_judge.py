@@ -96,7 +96,8 @@ def test_a_judge_that_prefers_the_longer_answer(both: Path, tmp_path: Path) -> N
         "num_verdicts": 12, "num_sent": 12, "prompt_tokens": 1200, "completion_tokens": 84,
     }  # fmt: skip
     told = (tmp_path / "out" / "judge.md").read_text(encoding="utf-8")
-    assert "| **all rows** | 6 | 6 | 0 | 0 | 100.0% |" in told
+    assert "| | rows | wins | ties | losses | unreadable | win rate |" in told
+    assert "| **all rows** | 6 | 6 | 0 | 0 | 0 | 100.0% |" in told
     assert "# before against after" in told
 
 
@@ -143,7 +144,7 @@ GARBAGE = [
 
 @pytest.mark.parametrize("text", GARBAGE)
 def test_a_reply_without_a_verdict_is_named_and_not_guessed(
-    text: str | None, both: Path, tmp_path: Path
+    text: str | None, both: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def decide(body: Body) -> Answer:
         first, _ = shown(body)
@@ -156,7 +157,37 @@ def test_a_reply_without_a_verdict_is_named_and_not_guessed(
     assert found["all"]["win_rate_interval"] is None
     assert [item["order"] for item in found["unreadable"]] == ["ba"] * 6
     assert found["unreadable"][0]["reply"] == (text or "")
-    assert "- scenes: scenes/en-0 (ba)" in (tmp_path / "out" / "judge.md").read_text()
+    told = (tmp_path / "out" / "judge.md").read_text()
+    assert "- scenes: scenes/en-0 (ba)" in told
+    assert "| **all rows** | 6 | 0 | 0 | 0 | 6 | – |" in told
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert warning.startswith("6 of 12 replies hold no verdict (0 of them cut off")
+    assert "the 6 rows they are of are in no share" in warning
+    assert f"null out of {tmp_path / 'out' / 'verdicts.jsonl'}, or remove it" in warning
+
+
+def test_what_the_warning_of_unreadable_replies_says_to_do_asks_anew(
+    both: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "out" / "verdicts.jsonl"
+    cut = Answer("hm", finish_reason="length")
+    with judge_server(Once(cut, cut, cut)) as server:
+        first = run(server, tmp_path / "out", *of(both), "max_tokens=8")
+        assert "3 of 12 replies hold no verdict (3 of them cut off at max_tokens=8)" in caplog.text
+        assert run(server, tmp_path / "out", *of(both), "max_tokens=8")["requests"]["num_sent"] == 0
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if '"verdict": null' not in line]
+        path.write_text("".join(kept), encoding="utf-8")
+        caplog.clear()
+        found = run(server, tmp_path / "out", *of(both), "max_tokens=8")
+        path.unlink()
+        assert (
+            run(server, tmp_path / "out", *of(both), "max_tokens=8")["requests"]["num_sent"] == 12
+        )
+    assert first["all"]["unreadable"] > 0
+    assert found["requests"]["num_sent"] == 3
+    assert found["all"]["wins"] == 6
+    assert "no verdict" not in caplog.text
 
 
 @pytest.mark.parametrize("text", ["**VERDICT: A**", "```\nVERDICT: A\n```", "verdict: **A**.\n\n"])
