@@ -29,8 +29,8 @@ class Best:
         Raises:
             ConfigError: the measure is not among them.
         """
-        if step == 0:  # where perhaps text alone was measured
-            return False
+        if step == 0 and not any(name.startswith(self._group()) for name in metrics):
+            return False  # text alone was measured
         if self.metric not in metrics:
             names = [name for name in metrics if name.startswith("eval/")]
             raise ConfigError(
@@ -38,12 +38,17 @@ class Best:
                 f"{list_first(sorted(names, key=len), 12)}"
             )
         value = metrics[self.metric]
-        if not math.isfinite(value):
+        if step == 0 or not math.isfinite(value):
             return False
         if self.value is not None and not self._beats(value, self.value):
             return False
         self.step, self.value = step, value
         return True
+
+    def _group(self) -> str:
+        """Return what the names of all measures of its rows begin with."""
+        parts = self.metric.split("/")
+        return "/".join(parts[: 2 if parts[0] == "eval" else 1]) + "/"
 
     def record(self) -> dict[str, Any]:
         """Return it as plain values."""
