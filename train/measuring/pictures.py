@@ -35,7 +35,7 @@ class Pictures:
         if not sample.row.images:
             return True
         try:
-            tiles = load_pixels(sample, self.image_processor)
+            self._digests[id(sample)] = self._look_at(sample)
         except DataError as error:
             bad = BadRow(sample.row.source, sample.row.id, str(error))
             if not skip:
@@ -43,9 +43,13 @@ class Pictures:
             self.bad.append(bad)
             log.warning("left out held-out row %s", bad)
             return False
-        self._digests[id(sample)] = hashlib.blake2b(tiles.numpy().tobytes()).hexdigest()
-        self._keep(sample, tiles)
         return True
+
+    def _look_at(self, sample: Sample) -> str:
+        """Decode the pictures of a sample and return their digest."""
+        tiles = load_pixels(sample, self.image_processor)
+        self._keep(sample, tiles)
+        return hashlib.blake2b(tiles.numpy().tobytes()).hexdigest()
 
     def tiles(self, sample: Sample) -> torch.Tensor:
         """Return [N, 3, H, W] float32: the tiles of a sample that `check` has seen."""

@@ -13,13 +13,14 @@ from configs.errors import DataError
 from configs.schema import DataConfig, MeasureConfig
 from data.build import new_ledger, open_tables
 from data.cache import open_cache
-from data.ledger import BadRow, refusal
+from data.ledger import BadRow
 from data.render import Sample
 from data.rows import Row
 from data.sources.table import RowTable
 from train.measuring.conversations import Scored
 from train.measuring.evaluation import HeldOut
 from train.measuring.held_out import SEED, apart
+from train.measuring.pictures import Pictures
 from train.measuring.plain_vlm import PlainVlm, blank_pictures, own_pictures
 from train.measuring.reading import LossAndKL
 
@@ -38,36 +39,17 @@ class RowsAlone:
         return Sample(row, nothing, nothing.astype(bool), (1,) * len(row.images))
 
 
-class PlainPictures:
-    """Pictures as they are; what `train.measuring.pictures` is for tiles."""
+class PlainPictures(Pictures):
+    """Pictures as they are, without tiles."""
 
     def __init__(self) -> None:
         """Hold none yet."""
-        self.bad: list[BadRow] = []
-        self._digests: dict[int, str] = {}
+        super().__init__(image_processor=None)
 
-    def check(self, sample: Sample, *, skip: bool) -> bool:
-        """Whether the pictures of a sample can be decoded.
-
-        Raises:
-            DataError: they cannot, and `skip` is false; the message names the row.
-        """
-        try:
-            shown = own_pictures(sample.row)
-        except DataError as error:
-            bad = BadRow(sample.row.source, sample.row.id, str(error))
-            if not skip:
-                raise DataError(refusal([bad])) from error
-            self.bad.append(bad)
-            log.warning("left out held-out row %s", bad)
-            return False
+    def _look_at(self, sample: Sample) -> str:
+        shown = own_pictures(sample.row)
         told = b"".join(str(each.size).encode() + each.tobytes() for each in shown)
-        self._digests[id(sample)] = hashlib.blake2b(told).hexdigest()
-        return True
-
-    def digest(self, sample: Sample) -> str:
-        """Return what tells the pictures of two samples apart."""
-        return self._digests[id(sample)]
+        return hashlib.blake2b(told).hexdigest()
 
 
 class PlainReader:
