@@ -502,7 +502,9 @@ class SweepConfig(MethodConfig):
     # Folder to write the chosen model to, as `python -m merge` would; null: no model is written
     write_to: str | None = None
     force: bool = False  # sweep although the two do not look related
-    seed: int = 0
+    seed: int = (
+        0  # changes no figure: rows are fixed, answers greedy; one override serves a pipeline
+    )
     dry_run: bool = False  # check everything, print the plan, measure nothing
     data: DataConfig = field(default_factory=DataConfig)  # `held_out` of it is read
     engine: ThreadsConfig = field(default_factory=ThreadsConfig)
@@ -526,7 +528,9 @@ class EvaluateConfig:
     # Name in the table -> folder or hub id of a text LM or vision-language model; model=DIR is one
     models: dict[str, str] = MISSING
     out: str = MISSING  # folder for evaluation.json, report.md, report.html and pictures
-    seed: int = 0
+    seed: int = (
+        0  # changes no figure: rows are fixed, answers greedy; one override serves a pipeline
+    )
     dry_run: bool = False  # check everything, print the plan, measure nothing
     data: DataConfig = field(default_factory=DataConfig)  # `held_out` of it is read
     engine: ThreadsConfig = field(default_factory=ThreadsConfig)

@@ -146,7 +146,7 @@ class Measured:
         if self._reference is None:
             self._reference = load_reference(path, held_out, Attention.auto, half=half)
         else:
-            check_tokens(path, held_out)
+            check_tokens(path, self._reference.tokenizer, held_out)
         return self._reference
 
     def _measured(self, held_out: HeldOut, model: Any, original: AtHand | None) -> Results:

@@ -208,13 +208,12 @@ def test_the_curve_is_that_of_one_process(engine, mode, root):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "mode"), RUNS)
+@pytest.mark.parametrize(("engine", "mode"), [r for r in RUNS if not r[1].startswith("bf16")])
 def test_what_ranks_measure_together_is_what_one_measures(engine, mode, root):
-    """Every measure by language, and every answer: batches are the same, whoever takes them."""
-    if mode.startswith("bf16"):
-        pytest.skip(
-            "gradients of ranks are added in another order: weights differ in their last bits"
-        )
+    """Every measure by language, and every answer: batches are the same, whoever takes them.
+
+    Not in bfloat16: gradients of ranks are added in another order, and what was trained differs.
+    """
     two, one = (sorted((root / f"{n}-{mode}/evaluation").glob("step-*.json"))
                 for n in (engine, "single"))  # fmt: skip
     assert [path.name for path in two] == [path.name for path in one] and two

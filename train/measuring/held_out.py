@@ -58,13 +58,20 @@ def prepare_held_out(
     return HeldOut(
         apart(groups),
         renderer,
-        batch_size=evaluation.batch_size,
-        max_new_tokens=evaluation.max_new_tokens,
-        max_answers=evaluation.max_answers,
-        num_choices=evaluation.num_choices,
+        **limits(evaluation),
         skip=ledger.skip,
         left_out=ledger.bad,
     )
+
+
+def limits(evaluation: MeasureConfig) -> dict[str, int]:
+    """Return what a `HeldOut` takes of the config."""
+    return {
+        "batch_size": evaluation.batch_size,
+        "max_new_tokens": evaluation.max_new_tokens,
+        "max_answers": evaluation.max_answers,
+        "num_choices": evaluation.num_choices,
+    }
 
 
 def apart(groups: dict[str, list[Sample]]) -> dict[str, list[Sample]]:

@@ -34,8 +34,9 @@ class AdaptersOff:
 class Reference:
     """A model of its own, whole on the device of each process."""
 
-    def __init__(self, model: Any) -> None:
-        """Take a text LM or a vision-language model with `add_token_losses`."""
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        """Take a text LM or a vision-language model with `add_token_losses`, and its tokenizer."""
+        self.tokenizer = tokenizer
         self._model = model.eval().requires_grad_(False)
 
     def of(self, batch: dict[str, torch.Tensor]) -> Original:

@@ -19,7 +19,7 @@ from data.rows import Row
 from data.sources.table import RowTable
 from train.measuring.conversations import Scored
 from train.measuring.evaluation import HeldOut
-from train.measuring.held_out import SEED, apart
+from train.measuring.held_out import SEED, apart, limits
 from train.measuring.pictures import Pictures
 from train.measuring.plain_vlm import PlainVlm, blank_pictures, own_pictures
 from train.measuring.reading import LossAndKL
@@ -120,10 +120,7 @@ def prepare_plain(data: DataConfig, evaluation: MeasureConfig) -> PlainHeldOut:
         apart(groups),
         renderer,
         pictures=PlainPictures(),
-        batch_size=evaluation.batch_size,
-        max_new_tokens=evaluation.max_new_tokens,
-        max_answers=evaluation.max_answers,
-        num_choices=evaluation.num_choices,
+        **limits(evaluation),
         skip=ledger.skip,
         left_out=ledger.bad,
     )
@@ -141,7 +138,3 @@ def _first(table: RowTable, most: int, bad: list[BadRow]) -> Iterator[Row]:
         seen[row.language] += 1
         if seen[row.language] <= most:
             yield row
-
-
-def _num_letters(row: Row) -> int:
-    return sum(len(turn.text) for turn in row.turns)

@@ -32,22 +32,21 @@ def load_reference(
         CheckpointError: it cannot be loaded, or it writes the held-out text in other tokens.
     """
     processing_class = load_processor(path)
-    check_tokens(path, held_out)
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    check_tokens(path, tokenizer, held_out)
     is_vlm = hasattr(processing_class, "image_processor")
     model: Any = (load_vlm if is_vlm else load_text_lm)(path, dtype="auto")
     add_token_losses(model)
     set_attention(model, attention, half=half)
-    return Reference(model.to(device_of_rank()))
+    return Reference(model.to(device_of_rank()), tokenizer)
 
 
-def check_tokens(path: str, held_out: HeldOut) -> None:
+def check_tokens(path: str, tokenizer: Any, held_out: HeldOut) -> None:
     """Refuse a model that writes held-out text in other tokens.
 
     Raises:
         CheckpointError: with the first tokens that differ.
     """
-    processing_class = load_processor(path)
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
     samples = [s for group in held_out.groups.values() for s in group if not s.row.images]
     ids = np.unique(np.concatenate([np.zeros(0, np.int32), *(s.input_ids for s in samples)]))
     ours = held_out.renderer.tokenizer.convert_ids_to_tokens(ids.tolist())

@@ -3,11 +3,15 @@
 import copy
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from measured_pico import prepare_rows
 from pico_runs import FAST, SCENES
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
@@ -16,13 +20,11 @@ import train.evaluate_run
 import train.measuring.reading
 from configs.command import load_config
 from configs.errors import CheckpointError, ConfigError, DataError
-from data.processor import load_processor
-from data.render import Renderer, Sample
+from data.render import Sample
 from data.rows import question
 from train.evaluate_run import evaluate
 from train.measuring.conversations import other_pictures
 from train.measuring.evaluation import HeldOut
-from train.measuring.held_out import prepare_held_out
 from train.measuring.reading import PackedReader
 from train.measuring.results import as_json, flat_metrics
 from train.model.load import load_text_lm, load_vlm
@@ -36,21 +38,12 @@ HELD_OUT = [
 
 
 def prepare(path: Any, *overrides: str, text_only: bool = False) -> HeldOut:
-    config = load_config("train", [*HELD_OUT, *overrides])
-    renderer = Renderer(load_processor(str(path)))
-    return prepare_held_out(config.data, config.evaluation, renderer, text_only=text_only)
+    return prepare_rows(path, *HELD_OUT, *overrides, text_only=text_only)
 
 
 @pytest.fixture(scope="module")
 def held_out(pipeline) -> HeldOut:
     return prepare(pipeline.sft)
-
-
-@pytest.fixture(scope="module")
-def model(pipeline) -> Any:
-    model = load_vlm(str(pipeline.sft), dtype=torch.float32)
-    add_token_losses(model)
-    return model
 
 
 @torch.no_grad()
@@ -287,6 +280,34 @@ def test_models_side_by_side(pipeline, tmp_path):
     rows = json.loads((tmp_path / "out/pictures.json").read_text())
     assert sorted(rows.values()) == [path.name for path in pictures]
     assert "data:image" in (tmp_path / "out/report.html").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(pipeline, tmp_path):
+    """Under torchrun, the script by its path, from another folder: every figure and answer."""
+    options = [
+        f"model={pipeline.sft}", "engine.num_threads=1", "data.languages=[en,fr]",
+        "data.held_out.scenes.num_rows=8", "data.held_out.numbers.num_rows=4",
+        "evaluation.max_rows=4", "evaluation.max_new_tokens=4", "evaluation.batch_size=1",
+        "evaluation.num_choices=2", f"evaluation.reference={pipeline.text}",
+    ]  # fmt: skip
+    evaluate(load_config("evaluate", [*options, f"out={tmp_path}/one"]))
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
+        str(Path(train.evaluate_run.__file__).with_name("evaluate.py")), *options,
+        f"out={tmp_path}/two",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (
+        json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two")
+    )
+    assert two["environment"]["world_size"] == 2
+    groups = one["models"]["model"]["groups"]
+    assert two["models"]["model"]["groups"] == groups
+    assert {"kl", "nll"} <= groups["udhr"]["mean"].keys() and groups["scenes"]["answers"]
 
 
 def test_a_dry_run_names_the_models(pipeline, tmp_path, caplog):

@@ -9,20 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from measured_pico import prepare_rows
 from peft import LoraConfig, get_peft_model
 from pico_runs import FAST, LEARN, SCENES, run, vlm
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from configs.command import load_config
 from configs.errors import CheckpointError, ConfigError, RetentionError
 from configs.schema import Attention
 from data.processor import load_processor
-from data.render import Renderer
 from train.measuring.changes import describe_change
 from train.measuring.conversations import other_answers, other_pictures, with_answer_of
 from train.measuring.evaluation import HeldOut
-from train.measuring.held_out import apart, prepare_held_out
+from train.measuring.held_out import apart
 from train.measuring.original import AdaptersOff, adapters_off
 from train.measuring.reading import PackedReader
 from train.measuring.reference import load_reference
@@ -30,7 +29,7 @@ from train.measuring.results import GroupKind, GroupResult, as_json, from_json, 
 from train.measuring.retention import TextAlarm, add_increase
 from train.measuring.shares import Ranks
 from train.model.head import Original, chunked_divergence
-from train.model.load import load_text_lm, load_vlm
+from train.model.load import load_text_lm
 from train.model.loss import add_token_losses
 from train.saving.measured import results_at
 from train.saving.run_folder import RunFolder
@@ -44,21 +43,12 @@ HELD_OUT = [
 
 
 def prepare(path: Any, *overrides: str, text_only: bool = False) -> HeldOut:
-    config = load_config("train", [*HELD_OUT, *overrides])
-    renderer = Renderer(load_processor(str(path)))
-    return prepare_held_out(config.data, config.evaluation, renderer, text_only=text_only)
+    return prepare_rows(path, *HELD_OUT, *overrides, text_only=text_only)
 
 
 @pytest.fixture(scope="module")
 def held_out(pipeline) -> HeldOut:
     return prepare(pipeline.sft)
-
-
-@pytest.fixture(scope="module")
-def model(pipeline) -> Any:
-    model = load_vlm(str(pipeline.sft), dtype=torch.float32)
-    add_token_losses(model)
-    return model
 
 
 @pytest.fixture(scope="module")
