@@ -4,6 +4,7 @@ An entry point is `run_command("train", "train.start:start")`. The task is named
 imported, so that `--help`, `--cfg job` and a wrong key answer before torch is loaded.
 """
 
+import contextlib
 import functools
 import importlib
 import logging
@@ -65,6 +66,7 @@ AGAIN = {
     "judge": "; the same command goes on with what is not judged yet",
 }
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # what a shell reports for a program ended by Ctrl-C
+EXIT_FILE = "VISIONGRAFT_EXIT_FILE"  # of launch/torchrun.sh: torchrun's own exit code is always 1
 
 
 def run_command(config_name: str, task: str) -> None:
@@ -173,6 +175,7 @@ def _check_and_call(config: DictConfig, schema: type, task: str) -> None:
 def _guarded(call: Callable[[], None], config_name: str) -> None:
     try:
         call()
+        _tell_exit(0)
     except Preempted as stop:  # not an error; every rank would say the same
         _exit(str(stop) if is_first_process() else None, stop.exit_code)
     except VisiongraftError as error:
@@ -195,7 +198,16 @@ def _exit(message: str | None, code: int) -> None:
     elif code != ConfigError.exit_code:
         sys.stderr.write(f"\n[rank {rank}] {message}\n")
     sys.stderr.flush()
+    _tell_exit(code)
     sys.exit(code)
+
+
+def _tell_exit(code: int) -> None:
+    """Tell whoever has started torchrun how the first process of this machine has ended."""
+    path = os.environ.get(EXIT_FILE)
+    if path and os.environ.get("LOCAL_RANK", "0") == "0":
+        with contextlib.suppress(OSError):
+            Path(path).write_text(f"{code}\n", encoding="ascii")
 
 
 def _is_override(argument: str) -> bool:

@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# torchrun as a run of ours wants it: one process a device, threads, signals, time to save.
+#
+#   launch/torchrun.sh [torchrun options] -- [COMMAND] [key=value ...]
+#
+# COMMAND is train (default), sweep or evaluate. It ends with the exit code of the run on this node,
+# where torchrun's own is 1 whatever happened: 0 done; 75 stopped by SIGTERM or SIGUSR1 with a
+# checkpoint, run the same command again; 2 wrong config; 1 another error.
+#
+#   NPROC_PER_NODE     processes; default: one a GPU, one where there is none
+#   OMP_NUM_THREADS    CPU threads a process; default: the node's cores over its processes
+#   MAX_RESTARTS       times that all processes start again after one has died; default 0
+#   SHUTDOWN_SECONDS   between a signal and SIGKILL: a step and a checkpoint; default 300
+#   PYTHON             default: that of the project's .venv, else python3
+set -uo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+[[ -z ${PYTHON:-} && -x $root/.venv/bin/python ]] && PYTHON=$root/.venv/bin/python
+PYTHON=${PYTHON:-python3}
+
+options=()
+while (($#)) && [[ $1 != -- ]]; do
+    options+=("$1")
+    shift
+done
+if (($# == 0)); then
+    echo "error: no -- before the command: launch/torchrun.sh [torchrun options] -- [train|sweep|evaluate] key=value ..." >&2
+    exit 2
+fi
+shift
+command=train
+if (($#)) && [[ $1 != *=* && $1 != -* ]]; then
+    command=$1
+    shift
+fi
+case $command in
+    train) program=train/main.py ;;
+    sweep) program=merge/sweep.py ;;
+    evaluate) program=train/evaluate.py ;;
+    *)
+        echo "error: $command does not run in several processes; train, sweep and evaluate do (visiongraft $command)" >&2
+        exit 2
+        ;;
+esac
+
+if [[ -z ${NPROC_PER_NODE:-} ]]; then
+    devices=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())') || exit 1
+    NPROC_PER_NODE=$((devices > 0 ? devices : 1))
+fi
+if [[ -z ${OMP_NUM_THREADS:-} ]]; then
+    cores=$(nproc)
+    export OMP_NUM_THREADS=$((cores > NPROC_PER_NODE ? cores / NPROC_PER_NODE : 1))
+fi
+
+VISIONGRAFT_EXIT_FILE=$(mktemp) || exit 1
+export VISIONGRAFT_EXIT_FILE
+trap 'rm -f "$VISIONGRAFT_EXIT_FILE"' EXIT
+
+set -m # a process group of its own: Ctrl-C comes once, from here
+"$PYTHON" -m torch.distributed.run \
+    --nproc-per-node "$NPROC_PER_NODE" \
+    --max-restarts "${MAX_RESTARTS:-0}" \
+    --shutdown-timeout "${SHUTDOWN_SECONDS:-300}" \
+    --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
+    ${options[@]+"${options[@]}"} \
+    "$root/$program" "$@" &
+torchrun=$!
+for signal in TERM INT HUP QUIT USR1; do
+    # shellcheck disable=SC2064
+    trap "kill -$signal $torchrun 2>/dev/null" "$signal"
+done
+
+# `wait` returns at each signal; asked once more, it gives the exit code that bash has kept.
+wait "$torchrun"
+while kill -0 "$torchrun" 2>/dev/null; do
+    wait "$torchrun"
+done
+wait "$torchrun"
+code=$?
+told=$(cat "$VISIONGRAFT_EXIT_FILE")
+if ((code)) && [[ -n $told && $told != 0 ]]; then
+    code=$told
+fi
+exit "$code"
