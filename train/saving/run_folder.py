@@ -37,6 +37,7 @@ FREE = (
     "data.num_workers",
     "data.num_index_workers",
     "data.cache_dir",
+    "cache",
 )
 SAME_CHECKPOINTS = {"single", "ddp", "fsdp2"}  # one of these goes on from what another saved
 ROOT = Path(__file__).resolve().parents[2]
