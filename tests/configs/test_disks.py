@@ -22,8 +22,9 @@ import datasets, huggingface_hub.constants as hub, torch.utils.cpp_extension as 
 from data.cache import open_cache
 from data.lock import DEFAULT_TIMEOUT, TIMEOUT
 import os
-print(hub.HF_HUB_CACHE, hub.HF_XET_CACHE, datasets.config.HF_DATASETS_CACHE,
-      open_cache(None).root, extension._get_build_directory("op", False), os.environ[TIMEOUT], hub.HF_TOKEN_PATH, sep="\\n")
+print(hub.HF_HUB_CACHE, hub.HF_XET_CACHE, datasets.config.HF_DATASETS_CACHE, sep="\n")
+print(open_cache(None).root, extension._get_build_directory("op", False), sep="\n")
+print(os.environ[TIMEOUT], hub.HF_TOKEN_PATH, sep="\n")
 """
 
 

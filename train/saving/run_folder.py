@@ -18,6 +18,7 @@ import yaml
 
 from configs.errors import ConfigError, DataError
 from configs.schema import TrainConfig
+from train.saving.job import job
 
 # Keys that may change between a run and its resumption without changing what is learned.
 FREE = (
@@ -136,6 +137,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        **job(),
         "packages": {name: _version(name) for name in PACKAGES},
         "git_commit": _commit(),
     }
