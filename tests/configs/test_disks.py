@@ -13,7 +13,7 @@ from configs.errors import ConfigError
 from configs.schema import CacheConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-SHOW = """
+SHOW = r"""
 from configs.disks import set_caches
 from configs.schema import CacheConfig
 import sys
