@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -103,8 +104,9 @@ def num_gpus(file: str) -> int:
 
 def set_by_the_cluster(file: str, node: int) -> dict[str, str]:
     """What Kubernetes or an operator adds, by the code of training-operator 1.9 and Trainer 2.3."""
+    address = {"POD_IP": f"10.0.0.{node}"}
     if file == "job.yaml":
-        return {
+        return address | {
             "JOB_COMPLETION_INDEX": str(node),
             "RUN_ID": "3f1c",
             "HOSTNAME": f"visiongraft-{node}",
@@ -112,7 +114,7 @@ def set_by_the_cluster(file: str, node: int) -> dict[str, str]:
     if file == "pytorchjob.yaml":
         policy = resource("PyTorchJob")["spec"]["elasticPolicy"]
         conf = ",".join(f"{item['key']}={item['value']}" for item in policy["rdzvConf"])
-        return {
+        return address | {
             "PYTHONUNBUFFERED": "1",
             "PET_RDZV_BACKEND": policy["rdzvBackend"],
             "PET_RDZV_ENDPOINT": "visiongraft-worker-0:23456",
@@ -120,7 +122,7 @@ def set_by_the_cluster(file: str, node: int) -> dict[str, str]:
             "PET_NNODES": "2:2",
             "PET_NPROC_PER_NODE": "auto",
         }
-    return {
+    return address | {
         "PET_NNODES": "2",
         "PET_NPROC_PER_NODE": "auto",
         "PET_NODE_RANK": str(node),
@@ -136,8 +138,9 @@ def start(file: str, node: int, tmp_path: Path, **more: str) -> tuple[Any, Path,
     python.chmod(0o755)
     told = tmp_path / f"told-{node}.json"
     command = [*container(file)["command"], *arguments(file)]
-    command = [text.replace("/visiongraft/", f"{ROOT}/") for text in command]
     pod = {**environment(file), **set_by_the_cluster(file, node)}
+    command = [text.replace("/visiongraft/", f"{ROOT}/") for text in command]
+    command = [re.sub(r"\$\((\w+)\)", lambda name: pod[name[1]], text) for text in command]
     given = {"PATH": os.environ["PATH"], "PYTHON": str(python), "TOLD": str(told), **pod, **more}
     return subprocess.Popen(command, env=given, cwd=tmp_path), told, pod
 
@@ -364,6 +367,8 @@ def test_torchrun_is_told_where_all_meet(file, node, tmp_path, monkeypatch):
     assert (config.min_nodes, config.max_nodes) == (num_nodes(file), num_nodes(file))
     assert config.nproc_per_node == num_gpus(file) == DEVICES
     assert config.max_restarts == 3
+    assert config.local_addr == pod["POD_IP"]
+    assert pod["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"  # torch 2.13: else none comes back
     assert config.rdzv_backend == "c10d"
     assert (
         config.rdzv_endpoint
