@@ -301,6 +301,7 @@ def action(file: str, code: int, *, disrupted: bool = False) -> str:
 def test_exit_codes_are_told_apart(file):
     assert pod_spec(file)["restartPolicy"] == "Never"  # what the policy asks for
     assert "backoffLimitPerIndex" not in job_spec(file)
+    assert job_spec(file)["podReplacementPolicy"] == "Failed"
     assert action(file, ConfigError.exit_code) == "FailJob"
     assert action(file, Preempted.exit_code) == "Ignore"
     assert action(file, Preempted.exit_code, disrupted=True) == "Ignore"
