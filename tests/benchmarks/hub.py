@@ -2,7 +2,7 @@
 
     python tests/benchmarks/hub.py [processes ...]
 
-A text LM and a data set stand on a hub of this machine, tests/data/fake_hub.py, which counts requests.
+On this machine stands a hub with a text LM and a set (tests/data/fake_hub.py); it counts requests.
 The peer is what a script does that loads in every rank: `from_pretrained` and `load_dataset`. Cold:
 the cache is empty; warm: it has been filled. Requests, not seconds: that is what a hub limits.
 """
