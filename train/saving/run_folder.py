@@ -145,10 +145,10 @@ def environment() -> dict[str, Any]:
 
 @functools.cache
 def _commit() -> str | None:
-    """Return the commit of the code, with a mark where it was changed since; None: no git."""
+    """Return the commit of the code, with a mark where it was changed since; None: not known."""
     describe = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty"]
     if not (ROOT / ".git").exists():  # installed, perhaps inside of a user's own repository
-        return None
+        return os.environ.get("VISIONGRAFT_REVISION")  # of launch/Dockerfile
     try:
         done = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
