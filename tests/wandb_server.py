@@ -15,7 +15,7 @@ from typing import Any
 
 KEY = "0" * 40
 ENTITY = "me"
-INTERVAL = {"WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "0.2"}
+INTERVAL = {"WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1"}  # whole seconds
 
 
 @dataclass
@@ -73,7 +73,7 @@ class FakeServer:
         self._server.server_close()
 
     def environment(self) -> dict[str, str]:
-        """What a client needs; it gives up soon, and sends rows at once (by default every 15 s)."""
+        """What a client needs; it gives up soon, and sends rows each second, not each 15th."""
         retries = {
             f"WANDB_X_{name}_RETRY_{what}": number
             for name in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")

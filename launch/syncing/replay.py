@@ -71,6 +71,11 @@ class Replay:
         """Rows that the server did not have."""
         return self.rows.num_rows - self.num_there
 
+    @property
+    def num_unread(self) -> int:
+        """Bytes at the end of files that are no whole record."""
+        return sum(reader.num_unread for reader in self.readers.values())
+
     def _add(self, raw: bytes) -> None:
         record = _parse(raw)
         kind = record.WhichOneof("record_type")

@@ -122,6 +122,7 @@ class Sending:
     def _start(self) -> None:
         command = ["beta", "sync", "--live"] if self.follows else ["sync"]
         environment = {f"WANDB_X_{name}_RETRY_MAX": RETRIES for name in RETRIED}
+        environment |= {"WANDB_CACHE_DIR": str(self.folder / "cache")}  # not into a small home
         environment |= dict(os.environ) | {"WANDB_DIR": str(self.folder)}
         with (self.folder / "said.txt").open("wb") as said:
             # A session of its own: Ctrl-C is ours, and we end it.

@@ -139,7 +139,7 @@ def wait_for(is_so: Callable[[], bool]) -> None:
 
 
 def the_file(folder: Path) -> Path:
-    return next(folder.glob("wandb/offline-run-*/*.wandb"))
+    return min(folder.glob("wandb/offline-run-*/*.wandb"))
 
 
 @pytest.mark.slow
