@@ -126,7 +126,8 @@ def _go_on(run: OfflineRun, server: Server, followed: Followed, sizes: dict[str,
 def _finish(sending: Sending, server: Server, sizes: dict[str, int]) -> None:
     sending.finish()
     note_sent(sending.run, server.url, sizes, is_done=sending.replay.is_done)
-    log.info("%s: sent%s", sending.run, "" if sending.replay.has_ended else ", as broken off")
+    how = "" if sending.replay.has_ended else ", as broken off"
+    log.info("%s: sent%s: %s", sending.run, how, sending.url)
     if num_unread := sending.replay.num_unread:  # a killed run's last record, or a damaged file
         log.warning("%s: %d bytes at the end are no whole record", sending.run, num_unread)
 

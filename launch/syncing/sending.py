@@ -6,6 +6,7 @@ the server is asked how many rows it has, and the sync's own log is looked at fo
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,6 +38,7 @@ class Sending:
         self._temporary = tempfile.TemporaryDirectory(prefix="visiongraft-sync-")
         self.folder = Path(self._temporary.name)
         self.process: subprocess.Popen[bytes] | None = None
+        self.url = ""  # of the run's page, when it has arrived
         try:
             self.replay = Replay(run, self.folder, server.num_rows(record))
             self.replay.feed(run)
@@ -76,6 +78,7 @@ class Sending:
             errors = self.errors()
             if not errors:
                 self._wait_for_rows()
+            self.url = self._page()
         finally:
             self.stop()
         if errors:
@@ -106,6 +109,12 @@ class Sending:
             said = (self.folder / "said.txt").read_text(errors="replace").strip().splitlines()
             found.append(f"wandb sync ended with exit code {code}: {''.join(said[-1:])}")
         return list(dict.fromkeys(found))
+
+    def _page(self) -> str:
+        """Return the address of the run's page, or "" where the process has not told it."""
+        said = (self.folder / "said.txt").read_text(errors="replace")
+        found = re.search(r"View run .*(https?://\S+)", said)
+        return found[1] if found else ""
 
     def stop(self) -> None:
         """End the process; what has not arrived is sent by the next call."""

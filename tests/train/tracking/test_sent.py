@@ -64,4 +64,4 @@ def test_tables_files_and_models_are_there(stages, server):
     assert run.files["resolved_config.yaml"] == (stages["sft"] / "config.yaml").read_bytes()
     aligned = next(a for a in server.artifacts.values() if a["name"] == "pico-align-export")
     ids = [(stages[name] / "wandb_id.txt").read_text() for name in ("align", "sft")]
-    assert (aligned["run"], aligned["used_by"], server.order) == (ids[0], [ids[1]], ids)
+    assert (aligned["run"], set(aligned["used_by"]), server.order) == (ids[0], {ids[1]}, ids)
