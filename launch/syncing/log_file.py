@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-HEADER_BYTES = 7  # ":W&B", a magic number, a version
+from configs.errors import DataError
+
+HEADER = b":W&B\xe1\xbe\x00"  # a name, a magic number, a version
 BLOCK = 32768
 HEAD = struct.Struct("<IHB")  # checksum of kind and bytes (zlib's CRC-32), length, kind
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
@@ -21,14 +23,21 @@ class LogReader:
 
     def __init__(self, path: Path) -> None:
         """Begin at the start of `path`."""
-        self.path, self.place = path, HEADER_BYTES
+        self.path, self.place = path, len(HEADER)
 
     def read(self) -> Iterator[bytes]:
         """Yield the records that are there by now.
 
         One that is written in part, or that a killed run has left so, waits for the next time.
+
+        Raises:
+            DataError: the file is not of the kind that this reads.
         """
         with self.path.open("rb") as file:
+            if not HEADER.startswith(begins := file.read(len(HEADER))):
+                raise DataError(
+                    f"{self.path} begins with {begins!r}, but wandb 0.31 has {HEADER!r}"
+                )
             place, pieces = self.place, [b""]
             while True:
                 if (left := BLOCK - place % BLOCK) < HEAD.size:  # no room for a head
@@ -63,11 +72,10 @@ def _read_piece(file: BinaryIO) -> tuple[int, bytes] | None:
 class LogWriter:
     """Writes records where `wandb sync` reads them."""
 
-    def __init__(self, path: Path, header: bytes) -> None:
-        """Begin `path` with another file's header."""
+    def __init__(self, path: Path) -> None:
+        """Begin `path`."""
         self.file = path.open("wb")
-        self.file.write(header)
-        self.place = len(header)
+        self.place = self.file.write(HEADER)
 
     def write(self, record: bytes) -> None:
         """Append a record; `flush` makes it readable."""
@@ -93,12 +101,6 @@ class LogWriter:
     def close(self) -> None:
         """End the file."""
         self.file.close()
-
-
-def read_header(path: Path) -> bytes:
-    """Return what a file begins with; a run that has just begun may have nothing yet."""
-    with path.open("rb") as file:
-        return file.read(HEADER_BYTES)
 
 
 def _checksum(kind: int, data: bytes) -> int:

@@ -71,4 +71,7 @@ def find_runs(folder: Path, on_error: Callable[[OSError], None]) -> list[Offline
 def _begun(run: OfflineRun) -> tuple[str, int]:
     """Return the second a run was begun in, and within it when it was last written."""
     stamp = run.parts[0].parent.name.rpartition("-")[0]
-    return stamp, run.parts[-1].stat().st_mtime_ns
+    try:
+        return stamp, run.parts[-1].stat().st_mtime_ns
+    except OSError:  # gone since it was found; told when it is to be sent
+        return stamp, 0

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launch.syncing.log_file import LogReader, LogWriter, read_header
+from launch.syncing.log_file import LogReader, LogWriter
 from launch.syncing.offline_runs import PREFIX, OfflineRun
 from launch.syncing.rows import RowsOnce, later_values
 
@@ -37,7 +37,7 @@ class Replay:
         self.readers: dict[Path, LogReader] = {}
         self.exit: bytes | None = None  # of the part that was read last
         self._has_run = False
-        self._writer = LogWriter(self.path, read_header(run.parts[0]))
+        self._writer = LogWriter(self.path)
 
     def feed(self, run: OfflineRun) -> None:
         """Write what is new in the run's files, and in parts that are new."""
@@ -64,7 +64,7 @@ class Replay:
     @property
     def is_done(self) -> bool:
         """Whether the run ended well, and is not gone on with."""
-        return self.exit is not None and _parse(self.exit).exit.exit_code == 0
+        return self.exit is not None and parse(self.exit).exit.exit_code == 0
 
     @property
     def num_new(self) -> int:
@@ -77,7 +77,7 @@ class Replay:
         return sum(reader.num_unread for reader in self.readers.values())
 
     def _add(self, raw: bytes) -> None:
-        record = _parse(raw)
+        record = parse(raw)
         kind = record.WhichOneof("record_type")
         if kind == "exit":  # written at the end: another part may follow
             self.exit = raw
@@ -118,7 +118,7 @@ class Replay:
 def run_record(run: OfflineRun) -> Any | None:
     """Return the record that names the run and its project; None: it is not written yet."""
     for raw in LogReader(run.parts[0]).read():
-        record = _parse(raw)
+        record = parse(raw)
         if record.WhichOneof("record_type") == "run":
             return record.run
     return None
@@ -126,7 +126,7 @@ def run_record(run: OfflineRun) -> Any | None:
 
 def _histories(part: Path) -> Iterator[Any]:
     for raw in LogReader(part).read():
-        record = _parse(raw)
+        record = parse(raw)
         if record.WhichOneof("record_type") == "history":
             yield record.history
 
@@ -138,7 +138,8 @@ def _config_of(run: Any) -> Any:
     return pb.Record(config=pb.ConfigRecord(update=items))
 
 
-def _parse(raw: bytes) -> Any:
+def parse(raw: bytes) -> Any:
+    """Return a record of W&B's."""
     return _records().Record.FromString(raw)
 
 

@@ -1,5 +1,6 @@
 """Send offline W&B runs to the server: once, or again and again while they are written."""
 
+import contextlib
 import logging
 import signal
 import sys
@@ -9,6 +10,7 @@ from types import FrameType
 
 from configs.errors import ConfigError, VisiongraftError, first_line
 from configs.schema import SyncConfig
+from launch.syncing.models import models_of
 from launch.syncing.offline_runs import PREFIX, OfflineRun, find_runs
 from launch.syncing.replay import run_record
 from launch.syncing.sending import Sending
@@ -37,7 +39,8 @@ def sync(config: SyncConfig) -> None:
         _list(folder)
         return
     for signum in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, _end)
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(signum, _end)
     server, followed = Server(), Followed()
     failed: dict[tuple[Path, str], str] = {}
     try:
@@ -66,18 +69,35 @@ def _send_all(
     runs = find_runs(folder, unreadable.append)
     for error in unreadable:
         failed[Path(str(error.filename)) / "wandb", "?"] = f"cannot be read: {error.strerror}"
-    num_sent = 0
+    num_sent, missing = 0, dict[str, OfflineRun]()
     for run in runs:
         failed.pop(run.key, None)
         try:
+            if missing:
+                _check_models(run, missing, server)
             num_sent += _send(run, server, followed, follows=follows)
         except (VisiongraftError, OSError) as error:
             failed[run.key] = first_line(error)
             log.error("%s: %s", run, first_line(error))
             if (sending := followed.pop(run.key, None)) is not None:
                 sending.stop()
+            with contextlib.suppress(VisiongraftError, OSError):
+                missing |= dict.fromkeys(models_of(run).made, run)
     if not follows:
         log.info("%d of %d runs sent, the others were there", num_sent, len(runs))
+
+
+def _check_models(run: OfflineRun, missing: dict[str, OfflineRun], server: Server) -> None:
+    """Let a run wait for the one that made its model.
+
+    Args:
+        run: to be sent next.
+        missing: {digest of a model: the run that made it and was not sent}.
+        server: that it is sent to.
+    """
+    if not is_sent(run, server.url):
+        for digest in models_of(run).used & missing.keys():
+            raise SyncError(f"waits for {missing[digest]}, which made a model that it uses")
 
 
 def _send(run: OfflineRun, server: Server, followed: Followed, *, follows: bool) -> bool:
@@ -134,18 +154,21 @@ def _finish(sending: Sending, server: Server, sizes: dict[str, int]) -> None:
 
 def _list(folder: Path) -> None:
     """Print what would be sent: W&B may have a part of it already."""
-    unreadable: list[OSError] = []
+    unreadable: list[Exception] = []
     for run in find_runs(folder, unreadable.append):
-        record = run_record(run)
-        if is_noted(run) or record is None:
-            continue
-        grows = ", written just now" if run.is_growing() else ""
-        sys.stdout.write(
-            f"{run}: {record.project}/{record.display_name}, {len(run.parts)} part(s), "
-            f"{format_bytes(sum(run.sizes().values()))}{grows}\n"
-        )
-    for error in unreadable:
-        sys.stderr.write(f"cannot be read: {error.filename}: {error.strerror}\n")
+        try:
+            record = run_record(run)
+            if is_noted(run) or record is None:
+                continue
+            grows = ", written just now" if run.is_growing() else ""
+            sys.stdout.write(
+                f"{run}: {record.project}/{record.display_name}, {len(run.parts)} part(s), "
+                f"{format_bytes(sum(run.sizes().values()))}{grows}\n"
+            )
+        except (VisiongraftError, OSError) as error:
+            unreadable.append(error)
+    for each in unreadable:
+        sys.stderr.write(f"cannot be read: {first_line(each)}\n")
 
 
 def _end(signum: int, _: FrameType | None) -> None:

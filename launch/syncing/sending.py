@@ -96,14 +96,12 @@ class Sending:
         """Return what the process could not do."""
         found: list[str] = []
         for path in sorted(self.folder.glob("wandb/logs/debug-sync*.log")):
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    told = json.loads(line)
-                except ValueError:  # still written
-                    continue
-                if str(told.get("level")).startswith("ERROR"):  # what is fatal is "ERROR+4"
-                    text = ": ".join(str(told[key]) for key in ("msg", "error") if key in told)
-                    found.append(" ".join(text.split()))
+            with path.open(encoding="utf-8", errors="replace") as file:
+                # What is fatal is "ERROR+4". A line may still be written.
+                lines = [line for line in file if '"level":"ERROR' in line and line.endswith("}\n")]
+            for told in map(json.loads, lines):
+                text = ": ".join(str(told[key]) for key in ("msg", "error") if key in told)
+                found.append(" ".join(text.split()))
         code = None if self.process is None else self.process.returncode
         if not found and code:
             said = (self.folder / "said.txt").read_text(errors="replace").strip().splitlines()

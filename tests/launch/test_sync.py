@@ -16,9 +16,10 @@ from PIL import Image
 from wandb_server import FakeServer
 
 from configs.command import load_config
+from configs.errors import DataError
 from configs.flags import with_first
 from configs.schema import Artifacts, TrackerConfig, WandbMode
-from launch.syncing.log_file import HEADER_BYTES, LogReader, LogWriter, read_header
+from launch.syncing.log_file import HEADER, LogReader, LogWriter
 from launch.syncing.offline_runs import find_runs
 from launch.syncing.rows import RowsOnce, later_values
 from train.tracking.metrics_file import truncate_metrics
@@ -360,7 +361,7 @@ def rename_run(part: Path, old: str, new: str) -> None:
     from wandb.proto import wandb_internal_pb2 as pb
 
     file = part / f"run-{old}.wandb"
-    writer = LogWriter(part / f"run-{new}.wandb", read_header(file))
+    writer = LogWriter(part / f"run-{new}.wandb")
     for raw in LogReader(file).read():
         record = pb.Record.FromString(raw)
         if record.WhichOneof("record_type") == "run":
@@ -385,6 +386,12 @@ def test_a_pipeline_is_sent_in_its_order_with_its_lineage(server, tmp_path):
         end(tracker)
     moved = tmp_path.with_name(f"{tmp_path.name}_elsewhere")
     tmp_path.rename(moved)  # the login node may have another path; references stay as they were
+    text = run_id(moved / "z_text")
+    server.refuses = lambda name, run: run == text  # those that use its model wait for it
+    done = run_sync(server, moved)
+    assert done.returncode == 1 and server.order == []
+    assert done.stderr.count("which made a model that it uses") == 2 * 2
+    server.refuses = lambda name, run: False
     done = run_sync(server, moved)
     assert done.returncode == 0, done.stderr
     ids = [run_id(moved / folder.name) for folder in folders]
@@ -425,7 +432,7 @@ def test_what_wandb_sync_does_alone(server, copies):
 def test_a_file_that_is_written_anew_is_the_same(made, tmp_path):
     for folder in made.values():
         file = the_file(folder)
-        writer = LogWriter(tmp_path / "copy", read_header(file))
+        writer = LogWriter(tmp_path / "copy")
         for record in LogReader(file).read():
             writer.write(record)
         writer.close()
@@ -435,7 +442,7 @@ def test_a_file_that_is_written_anew_is_the_same(made, tmp_path):
 @pytest.mark.parametrize("num_bytes", [0, 1, 32754, 32755, 32761, 32762, 100_000])
 def test_records_of_all_sizes(tmp_path, num_bytes):
     records = [bytes([n]) * num_bytes for n in range(1, 4)] + [b"end"]
-    writer = LogWriter(tmp_path / "log", bytes(HEADER_BYTES))
+    writer = LogWriter(tmp_path / "log")
     for record in records:
         writer.write(record)
     writer.close()
@@ -447,6 +454,12 @@ def test_records_of_all_sizes(tmp_path, num_bytes):
         (tmp_path / "growing").write_bytes(whole[:cut])
         found += reader.read()
     assert found == records
+
+
+def test_a_file_of_another_kind_is_told(tmp_path):
+    (tmp_path / "log").write_bytes(HEADER[:-1] + b"\x01" + bytes(50))
+    with pytest.raises(DataError, match=r"begins with b':W&B.*, but wandb 0.31 has b':W&B"):
+        list(LogReader(tmp_path / "log").read())
 
 
 def test_a_damaged_record_ends_what_is_read(tmp_path, made):
