@@ -314,10 +314,13 @@ def test_stopped_while_it_follows_a_run(server, copies, tmp_path, signum):
         command(folder, "watch_seconds=60"), cwd=ROOT, stderr=subprocess.DEVNULL,
         env=os.environ | server.environment() | {"TMPDIR": str(tmp_path)},
     )  # fmt: skip
-    wait_for(lambda: run_id(folder) in server.runs and bool(server.runs[run_id(folder)].lines))
-    children = children_of(watching.pid)
-    watching.send_signal(signum)
-    assert watching.wait(SECONDS) == 128 + signum
+    try:
+        wait_for(lambda: run_id(folder) in server.runs and bool(server.runs[run_id(folder)].lines))
+        children = children_of(watching.pid)
+    finally:
+        watching.send_signal(signum)
+        code = watching.wait(SECONDS)
+    assert code == 128 + signum
     assert children
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
     file.write_bytes(whole)
