@@ -38,6 +38,7 @@ from configs.schema import (
     JudgeConfig,
     MergeConfig,
     SweepConfig,
+    SyncConfig,
     TrainConfig,
     VerifyMergeConfig,
 )
@@ -59,12 +60,14 @@ SCHEMAS: dict[str, type] = {
     "inspect": InspectConfig,
     "export": ExportConfig,
     "dashboard": DashboardConfig,
+    "sync": SyncConfig,
 }
 IN_SEVERAL_PROCESSES = (TrainConfig, SweepConfig, EvaluateConfig)
 AGAIN = {
     "train": "; the same command goes on from the last checkpoint, or anew where there is none yet",
     "sweep": "; the same command goes on with what is not measured yet",
     "judge": "; the same command goes on with what is not judged yet",
+    "sync": "; the same command goes on with what is not sent yet",
 }
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # what a shell reports for a program ended by Ctrl-C
 EXIT_FILE = "VISIONGRAFT_EXIT_FILE"  # of launch/torchrun.sh: torchrun's own exit code is always 1

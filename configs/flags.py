@@ -25,11 +25,23 @@ def with_key(arguments: Sequence[str], flag: str, key: str, what: str) -> list[s
     return found
 
 
+def with_first(arguments: Sequence[str], key: str) -> list[str]:
+    """Return the arguments with a path that stands alone, at the front, as `key=PATH`."""
+    first, rest = arguments[:1], list(arguments[1:])
+    if not first or first[0].startswith("-") or "=" in first[0]:
+        return list(arguments)
+    return [_quoted(first[0], key), *rest]
+
+
 def _override(path: str, flag: str, key: str, what: str) -> str:
     """Return `key=path`, quoted: a path may hold what means something to Hydra."""
     if not path or path.startswith("-") or "=" in path:
         given = f", not {path!r}" if path else ""
         sys.stderr.write(f"\nerror: {flag} takes {what}{given}: {flag} PATH\n")
         sys.exit(2)
+    return _quoted(path, key)
+
+
+def _quoted(path: str, key: str) -> str:
     escaped = path.replace("'", "\\'")
     return f"{key}='{escaped}'"

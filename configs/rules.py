@@ -64,6 +64,7 @@ POSITIVE = (
     "peak_tflops",
     "device_memory_gib",
     "timeout_seconds",
+    "watch_seconds",
     "backoff_seconds",
     "max_backoff_seconds",
 )

@@ -578,6 +578,15 @@ class DashboardConfig:
 
 
 @dataclass
+class SyncConfig:
+    """`python -m launch.sync`"""
+
+    folder: str = MISSING  # searched for offline W&B runs, with all that is below it
+    watch_seconds: float | None = None  # look again after so many, until Ctrl-C; null: once
+    dry_run: bool = False  # list what would be sent; no account is needed
+
+
+@dataclass
 class InspectConfig:
     """`python -m data.inspect`"""
 

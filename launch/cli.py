@@ -13,6 +13,7 @@ COMMANDS = {
     "report": ("train.report", "a page of curves, tables and pictures of any folder"),
     "inspect": ("data.inspect", "see what would be trained on"),
     "dashboard": ("launch.dashboard", "a W&B workspace with the panels"),
+    "sync": ("launch.sync", "send offline W&B runs to the server"),
     "demo": ("launch.demo", "run the whole pipeline on the shipped data"),
 }
 EXIT_USAGE = 2

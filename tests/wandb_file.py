@@ -1,34 +1,18 @@
 """Offline W&B runs, read back without W&B's server."""
 
 import json
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-BLOCK = 32768  # bytes, of a .wandb file
+from launch.syncing.log_file import LogReader
 
 
 def read_wandb(file: Path) -> list[Any]:
-    """The records of an offline run, which is a log of LevelDB's kind.
-
-    After 7 bytes, blocks of pieces: checksum, length, kind (1 whole, 2 first, 3 middle, 4 last).
-    """
+    """The records of an offline run."""
     from wandb.proto import wandb_internal_pb2
 
-    raw, place, whole, records = file.read_bytes(), 7, b"", []
-    while place + 7 <= len(raw):
-        if BLOCK - place % BLOCK < 7:  # no room for a head
-            place += BLOCK - place % BLOCK
-            continue
-        _, length, kind = struct.unpack("<IHB", raw[place : place + 7])
-        whole += raw[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):
-            records.append(wandb_internal_pb2.Record())
-            records[-1].ParseFromString(whole)
-            whole = b""
-    return records
+    return [wandb_internal_pb2.Record.FromString(raw) for raw in LogReader(file).read()]
 
 
 class Offline:
