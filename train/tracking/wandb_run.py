@@ -189,7 +189,7 @@ def open_wandb(
         run = _init_wandb(config, run_dir, job_type, run_config, mode, name, run_id)
     if run is None:
         return None
-    where = run.url if mode == "online" else f"offline; later: wandb sync {run_dir}/wandb/offline-*"
+    where = run.url if mode == "online" else f"offline; later: visiongraft sync {run_dir}"
     log.info("wandb: %s", where)
     if job_type == "sweep":
         # A schedule has no alpha: not drawn over another candidate's, as the last one would be.
