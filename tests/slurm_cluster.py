@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes on this machine, for tests: `python tests/slurm_cluster.py` opens a shell.
+"""A real SLURM of two nodes on this machine; `python tests/slurm_cluster.py` opens a shell on it.
 
 The daemons of Debian's `slurm-wlm` and `munge` run on three machines of tests/machines.py: the
 controller and munge on `head`, a slurmd each on `n1` and `n2`. All that they read and write is in
@@ -22,8 +22,8 @@ PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "scan
 NODES = ("n1", "n2")
 READY_SECONDS = 30
 # Four CPUs and two GPUs a node, whatever is here: nothing binds to them. A requeued job waits for
-# `cred_expire` (120 s by default, 5 at the least) before it starts again. `linuxproc` signals all processes of a
-# step, where a cluster with cgroups signals its first alone: the harder of the two for a run.
+# `cred_expire` (120 s by default, 5 at the least) before it starts again. `linuxproc` signals all
+# processes of a step, a cluster with cgroups its first ones alone: here is the harder of the two.
 CONFIG = """
 ClusterName=visiongraft
 SlurmctldHost=head({head})
