@@ -1,7 +1,7 @@
 """A run that Hydra's submitit launcher has started in a job: what ends it, and who is told.
 
-An error goes back, as the job's result, to the command that waits for it. Where a job's process just
-ends, submitit asks `sacct` every ten minutes, and where there is no accounting it waits for ever.
+An error goes back, as the job's result, to the command that waits for it. A process that just ends
+leaves none: submitit then asks `sacct` every ten minutes, and for ever where no accounts are kept.
 """
 
 import os

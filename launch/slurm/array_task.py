@@ -2,8 +2,8 @@
 
     python -m launch.slurm.array_task train seed=0,1,2 optim.warmup_steps=0,10
 
-Task N of `sbatch --array=0-5` gets what `visiongraft train --multirun` would run as number N, and the
-same folder, `output_dir/N`. `launch/slurm/run.sbatch` calls this; each override ends with a NUL.
+Task N of `sbatch --array=0-5` gets what `visiongraft train --multirun` would run as number N, and
+the same folder, `output_dir/N`. `launch/slurm/run.sbatch` calls this; a NUL ends each override.
 """
 
 import os
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -43,9 +44,7 @@ def main() -> None:
     sys.stdout.buffer.write(b"".join(os.fsencode(text) + b"\0" for text in task))
 
 
-def task_overrides(
-    command: str, overrides: list[str], environment: Mapping[str, str]
-) -> list[str]:
+def task_overrides(command: str, overrides: list[str], environment: Mapping[str, str]) -> list[str]:
     """Return the overrides of the task that SLURM's variables name.
 
     Raises:
@@ -68,7 +67,7 @@ def expand(command: str, overrides: list[str]) -> tuple[list[str], list[list[str
         loader = GlobalHydra.instance().config_loader()
         # With a loader, for glob(*) is over the files of a group.
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
-        loader.validate_sweep_overrides_legal(parsed, RunMode.MULTIRUN, from_shell=True)
+        ConfigLoaderImpl.validate_sweep_overrides_legal(parsed, RunMode.MULTIRUN, from_shell=True)
         own = [item for item in parsed if item.is_hydra_override()]
         ours = [item for item in parsed if not item.is_hydra_override()]
         _check_sweep(own, ours)
@@ -80,7 +79,11 @@ def _check_sweep(own: Sequence[Override], ours: Sequence[Override]) -> None:
     for item in own:
         if item.key_or_group.replace("/", ".").startswith(("hydra.sweeper", "hydra.launcher")):
             raise ConfigError(f"{item.input_line} is of --multirun; a job array needs none")
-    if not any(item.is_sweep_override() for item in ours):
+    sweeps = {item.input_line: item.value() for item in ours if item.is_sweep_override()}
+    for typed, sweep in sweeps.items():
+        if getattr(sweep, "shuffle", False):
+            raise ConfigError(f"{typed}: each task would draw an order of its own")
+    if not sweeps:
         raise ConfigError(
             "a job array, and no override has several values, such as seed=0,1,2: "
             "every task would do the same"
