@@ -191,7 +191,10 @@ def _guarded(call: Callable[[], None], config_name: str) -> None:
     except OSError as error:
         _exit(f"error: {error}", VisiongraftError.exit_code)
     except KeyboardInterrupt:
-        _exit(f"interrupted{AGAIN.get(config_name, '')}", EXIT_INTERRUPTED)
+        again = AGAIN.get(config_name, "")
+        if "hydra/launcher=submitit_slurm" in sys.argv:
+            again = "; its jobs go on: squeue --me shows them, scancel ends them"
+        _exit(f"interrupted{again}", EXIT_INTERRUPTED)
 
 
 def _exit(message: str | None, code: int) -> None:

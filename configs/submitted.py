@@ -6,6 +6,7 @@ leaves none: submitit then asks `sacct` every ten minutes, and for ever where no
 
 import os
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -27,13 +28,16 @@ def run_submitted(call: Callable[[], None]) -> None:
         Exception: what `call` raises; it stands in the job's log too.
         SystemExit: the job will run again, or has been cancelled: it has no result yet.
     """
-    stop = _Stop()
+    name = os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")
+    stop = _Stop(signal.Signals[f"SIG{name}"])
     try:
+        if name in ("USR1", "TERM"):
+            raise ConfigError(f"SUBMITIT_PREEMPT_SIGNAL={name} is a run's own signal; take USR2")
         _check_one_process()
         call()
     except Preempted as stopped:
         sys.stderr.write(f"\n{stopped}\n")
-        if not stop.came:  # SIGTERM: SLURM has preempted the job, or somebody has cancelled it
+        if not (stop.came or _is_preempted()):
             sys.exit(stopped.exit_code)
         stop.requeue(stopped)
     except VisiongraftError as error:
@@ -53,17 +57,16 @@ class _Stop:
     that all since the last checkpoint would be lost.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signum: signal.Signals) -> None:
         self.came = False
-        name = os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")
-        self.signum = signal.Signals[f"SIG{name}"]
-        self.theirs: Any = signal.getsignal(self.signum)
+        self.signum = signum
+        self.theirs: Any = signal.getsignal(signum)
         if callable(self.theirs):
-            signal.signal(self.signum, self._note)
+            signal.signal(signum, self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.came = True
-        if callable(signal.getsignal(signal.SIGUSR1)) and signum != signal.SIGUSR1:
+        if callable(signal.getsignal(signal.SIGUSR1)):
             os.kill(os.getpid(), signal.SIGUSR1)
         else:  # nothing here makes a checkpoint
             self.theirs(signum, frame)
@@ -75,6 +78,22 @@ class _Stop:
         except Exception as error:
             sys.stderr.write(f"{error}\n")
             raise stopped from None
+
+
+def _is_preempted() -> bool:
+    """Whether SIGTERM is of a preemption with a grace time: for SLURM, the job is at work still.
+
+    One that ends in that time has failed, and would not be queued again. One that `scancel` has
+    ended must not be; one that SLURM itself puts back is in no need of it.
+    """
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    if not job:
+        return False
+    command = ["scontrol", "--oneliner", "show", "job", job]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return " JobState=RUNNING " in told.stdout
 
 
 def _check_one_process() -> None:

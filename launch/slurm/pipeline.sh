@@ -135,6 +135,9 @@ plan() { # plan CALL: calls it with every stage
 plan look
 # A wrong key is told now, and not after a night in the queue.
 PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" -m launch.slurm.check "${commands[@]:1}" || exit
+# sbatch hands this on: run.sbatch is copied elsewhere, and the folder it is called in may be any.
+export VISIONGRAFT_HOME=$root
+[[ ${DRY_RUN:-0} == 0 ]] || echo "export VISIONGRAFT_HOME=$(printf %q "$root")"
 plan submit
 if ((${#jobs[@]})); then
     echo "# watch:  squeue --jobs=$(IFS=, && echo "${jobs[*]}")    tail -F $notes/*.log"

@@ -132,7 +132,7 @@ def test_models_and_options_of_ones_own(fake: Fake) -> None:
     assert "tracker.group=mine" not in merge
     assert {"text=lm", "tracker.group=mine", "out=out/sweep"} <= {*sweep}
     lines = told.splitlines()
-    assert all(r"--account=me --comment=of\ mine" in line for line in lines[:4])
+    assert all(r"--account=me --comment=of\ mine" in line for line in lines[1:5])
     assert [line.split("=")[0] for line in lines if "--nodes=4" in line] == ["sft"]
 
 
