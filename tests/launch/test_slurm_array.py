@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pico_runs import FAST, SCENES, losses, same_weights
+from slurm_cluster import Cluster
 
 from configs.command import load_config, run_command
 from configs.errors import ConfigError
@@ -125,3 +127,43 @@ def test_the_command_ends_with_one_message(arguments: tuple[str, ...]) -> None:
     lines = [line for line in done.stderr.splitlines() if not line.startswith(b"import time:")]
     assert (done.returncode, done.stdout) == (2, b"")
     assert len(lines) == 2 and lines[1].startswith(b"error: ")
+
+
+def submit(cluster: Cluster, folder: Path, array: str, *overrides: str) -> str:
+    """Submit an array of small runs; return its id."""
+    return cluster.submit(
+        f"--array={array}", str(ROOT / "launch/slurm/run.sbatch"), *FAST, *SCENES, *overrides,
+        cwd=folder, VISIONGRAFT_HOME=str(ROOT), NPROC_PER_NODE="1",
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_on_a_real_slurm_every_task_has_the_multiruns_result(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = ["seed=0,1", "stage.parts.decoder.learning_rate=1e-3"]
+    job = submit(cluster, tmp_path, "0-1", *sweep, "output_dir=array")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train", "--multirun", *FAST, *SCENES, *sweep, "output_dir=m"])
+    run_command("train", "train.start:start")
+    for number in (0, 1):
+        told = cluster.wait(f"{job}_{number}", "COMPLETED", "FAILED", "TIMEOUT", seconds=120)
+        log = (tmp_path / f"slurm-{job}_{number}.out").read_text()
+        assert told["JobState"] == "COMPLETED", log
+        one, other = tmp_path / f"array/{number}", tmp_path / f"m/{number}"
+        assert losses(one) == losses(other)
+        assert same_weights(one / "export", other / "export")
+    assert {path.name for path in (tmp_path / "array").iterdir()} == {"0", "1"}
+
+
+@pytest.mark.slow
+def test_on_a_real_slurm_an_array_of_another_size_ends_at_once(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    for array, said in {"0-3": "goes up to 3, and there are 3", "0-1": "0-1 is 2 of 3"}.items():
+        job = submit(cluster, tmp_path, array, "seed=0,1,2")
+        for number in (0, 1):
+            told = cluster.wait(f"{job}_{number}", "COMPLETED", "FAILED")
+            assert told["ExitCode"] == "2:0"
+            assert said in (tmp_path / f"slurm-{job}_{number}.out").read_text()
