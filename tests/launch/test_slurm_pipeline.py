@@ -1,11 +1,14 @@
 """The chain of SLURM jobs from a text LM to a sweep: its commands, and its jobs on a real SLURM."""
 
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+from pico_runs import FAST, SCENES, SHAPES, TEXT, TOWER
+from slurm_cluster import Cluster
 
 from configs.command import load_config
 from launch.demo import plan_steps
@@ -195,3 +198,56 @@ def test_a_queued_job_of_another_command_is_not_waited_for(fake: Fake) -> None:
 def test_a_submission_that_fails_ends_it(fake: Fake) -> None:
     asked, told = fake.call(code=1, SBATCH_FAILS="1")
     assert len(asked) == 1 and "no such partition" in told
+
+
+def tiny(*overrides: str) -> str:
+    """Overrides as a variable of the script holds them."""
+    return shlex.join(overrides)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_on_a_real_slurm_the_chain_outlives_a_requeue_and_goes_on_after_a_failure(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    variables = {
+        "OUT": "out",
+        "NPROC_PER_NODE": "1",
+        "TEXT": tiny(*FAST, "model=pico_text", *SHAPES, *TEXT, "stage=text"),
+        "ALIGN": tiny(*FAST, "model=compose", *TOWER, *SCENES, "stage=align"),
+        "SFT": tiny(*FAST, "model=vlm", *SCENES, "stage=sft"),
+        "MERGE": "alpha=0.5 verify_logits=false",
+        "SWEEP": tiny(*SCENES[:1], SCENES[2], "data.languages=[en,fr]", "alphas=[0,1]",
+                      "tracker=jsonl", "evaluation.max_rows=4", "evaluation.generate=false"),
+    }  # fmt: skip
+
+    def submit() -> dict[str, str]:
+        told = cluster.run(str(SCRIPT), cwd=tmp_path, env={**cluster.environment, **variables})
+        return dict(re.findall(r"# (\w+): job (\d+)", told))
+
+    def log(stage: str) -> str:
+        return "".join(path.read_text() for path in tmp_path.glob(f"out/pipeline/{stage}-*.log"))
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/align").touch()  # where a folder has to be
+    first = submit()
+    assert [*first] == [*STAGES]
+    cluster.wait(first["text"], "RUNNING")
+    cluster.run("scontrol", "requeue", first["text"])
+    told = cluster.wait(first["text"], "COMPLETED", "FAILED", "CANCELLED")
+    assert (told["JobState"], told["Restarts"]) == ("COMPLETED", "1"), log("text")
+    told = cluster.wait(first["align"], "COMPLETED", "FAILED", "CANCELLED")
+    assert told["JobState"] == "FAILED" and "out/align' is a file" in log("align"), log("align")
+    for stage in STAGES[2:]:
+        assert cluster.wait(first[stage], "CANCELLED", "RUNNING")["JobState"] == "CANCELLED"
+
+    (tmp_path / "out/align").unlink()
+    second = submit()
+    assert [*second] == [*STAGES[1:]]
+    again = submit()
+    assert again == second  # in the queue
+    for stage, job in second.items():
+        told = cluster.wait(job, "COMPLETED", "FAILED", "CANCELLED")
+        assert told["JobState"] == "COMPLETED", log(stage)
+    assert all((tmp_path / "out" / result).is_file() for result in RESULTS.values())
+    assert submit() == {}
