@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from configs.disks import set_caches
 from configs.errors import ConfigError, Preempted, VisiongraftError
 from configs.rules import check_rules
 from configs.schema import (
@@ -173,6 +174,8 @@ def _check_and_call(config: DictConfig, schema: type, task: str) -> None:
             "only train, sweep and evaluate run in several processes; start this without torchrun"
         )
     check_rules(plain)
+    if hasattr(plain, "cache"):
+        set_caches(plain.cache)
     setup_logging()
     module, function = task.split(":")
     getattr(importlib.import_module(module), function)(plain)

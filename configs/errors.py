@@ -23,6 +23,10 @@ class DiskError(VisiongraftError, OSError):
     """A disk that is full, or a file that may not grow further; the message names the path."""
 
 
+class CacheError(VisiongraftError):
+    """Another process holds what this one waits for, and seems to be gone; the message names it."""
+
+
 class Preempted(VisiongraftError):
     """A run that SIGTERM or SIGUSR1 has stopped, with a checkpoint to go on from."""
 

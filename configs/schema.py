@@ -244,7 +244,8 @@ class DataConfig:
     verify_pixels: bool = False  # decode each picture once while indexing, not its header alone
     num_workers: int = 0  # processes a rank that prepare batches
     num_index_workers: int | None = None  # processes that measure rows; null: one a core
-    cache_dir: str | None = None  # null: $VISIONGRAFT_CACHE or ~/.cache/visiongraft
+    cache_dir: str | None = None  # of measured rows; null: cache.dir, $VISIONGRAFT_CACHE or
+    # ~/.cache/visiongraft
     streaming: bool = False  # read in order, without an index: for sets too large for one
     buffer_rows: int = 1024  # streaming: rows that are packed together
 
@@ -406,6 +407,16 @@ class TrackerConfig:
 
 
 @dataclass
+class CacheConfig:
+    """Where models and sets of the hub, measured rows and compiled kernels are kept."""
+
+    dir: str | None = None  # on a fast disk; null: where $HF_HOME, $VISIONGRAFT_CACHE etc. say
+    # One process fetches or measures while the others wait: seconds without a sign of life from it
+    # after which they give up
+    timeout_seconds: float = 600.0
+
+
+@dataclass
 class TrainConfig:
     """`torchrun train/main.py`"""
 
@@ -421,6 +432,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     export: ExportOptions = field(default_factory=ExportOptions)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
 
@@ -509,6 +521,7 @@ class SweepConfig(MethodConfig):
     data: DataConfig = field(default_factory=DataConfig)  # `held_out` of it is read
     engine: ThreadsConfig = field(default_factory=ThreadsConfig)
     evaluation: MeasureConfig = field(default_factory=MeasureConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
 
@@ -535,6 +548,7 @@ class EvaluateConfig:
     data: DataConfig = field(default_factory=DataConfig)  # `held_out` of it is read
     engine: ThreadsConfig = field(default_factory=ThreadsConfig)
     evaluation: CompareConfig = field(default_factory=CompareConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)  # W&B, where it is asked for
 
 
@@ -572,6 +586,7 @@ class InspectConfig:
     seed: int = 0  # of what is drawn: rows to show, prompts, shipped rows
     model: ModelConfig = field(default_factory=ModelConfig)  # for its processor; no weights load
     data: DataConfig = field(default_factory=DataConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
 
 @dataclass

@@ -15,13 +15,12 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from data.lock import only_one
 
 log = logging.getLogger(__name__)
 ENVIRONMENT = "VISIONGRAFT_CACHE"
 WHOLE_BYTES = 1 << 28  # files up to this size are read whole for their fingerprint
 NUM_SAMPLES, SAMPLE_BYTES = 64, 1 << 16  # of a larger file, beside its size and time
-WAIT_SECONDS = 30  # between two lines that say who waits for whom
 CODE = ("*.py", "*.jinja", "*.parquet")  # of this package
 PACKAGES = ("transformers", "tokenizers", "pillow", "datasets")  # that decide what a row becomes
 
@@ -48,15 +47,10 @@ class Cache:
         if place.is_dir() and is_valid(place):
             return place
         place.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{place}.lock")
-        while True:
-            try:
-                with lock.acquire(timeout=WAIT_SECONDS):
-                    if not (place.is_dir() and is_valid(place)):
-                        self._build(place, build)
-                    return place
-            except Timeout:
-                log.warning("another process makes %s; waiting for it (lock %s.lock)", place, place)
+        with only_one(place, f"makes {kind}/{key[:8]}"):
+            if not (place.is_dir() and is_valid(place)):
+                self._build(place, build)
+            return place
 
     def _build(self, place: Path, build: Callable[[Path], None]) -> None:
         staging = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))

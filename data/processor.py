@@ -17,6 +17,7 @@ from transformers.utils import is_torchvision_available
 
 from configs.errors import CheckpointError, first_line
 from configs.schema import ModelConfig, ModelKind
+from data.fetch import local_folder
 from data.instructions import DESCRIBE, TRANSLATE, WRITE_NUMBER
 from data.rows import Row
 from data.tokenizer import prepare_for_images, processor_tokens, train_tokenizer
@@ -150,8 +151,17 @@ def _parent_is_here(path: str) -> bool:
     return parent != Path() and parent.is_dir()
 
 
-def load(what: str, auto_class: Any, path: str, **kwargs: Any) -> Any:
+def load(what: str, auto_class: Any, path: str, *, weights: bool = False, **kwargs: Any) -> Any:
     """Return `auto_class.from_pretrained(path)`, with one clear message where that fails.
+
+    Of the processes of a run one fetches it from the hub, and the others wait.
+
+    Args:
+        what: for messages.
+        auto_class: of transformers.
+        path: a folder or the id of a model on the hub.
+        weights: whether `auto_class` reads them.
+        kwargs: for `from_pretrained`.
 
     Raises:
         CheckpointError: the folder or hub id holds no such thing, or cannot be reached.
@@ -159,12 +169,13 @@ def load(what: str, auto_class: Any, path: str, **kwargs: Any) -> Any:
     if not Path(path).is_dir() and (path[:1] in ("", ".", "/", "~") or _parent_is_here(path)):
         # Else transformers asks the hub, five times. ORG of an id ORG/NAME is no folder here.
         raise CheckpointError(f"no {what} in {path!r}: there is no such folder")
+    folder = local_folder(path, weights=weights)
     try:
-        return auto_class.from_pretrained(path, **kwargs)
+        return _named(path, folder, auto_class.from_pretrained(folder, **kwargs))
     except SafetensorError as error:
         raise CheckpointError(
             f"a file of the {what} in {path!r} is damaged or was not copied to its end: "
-            f"{_damaged_file(path) or first_line(error)}\n  fetch it again"
+            f"{_damaged_file(folder) or first_line(error)}\n  fetch it again"
         ) from error
     except (OSError, ValueError) as error:
         if _is_unreachable(error):
@@ -178,6 +189,18 @@ def load(what: str, auto_class: Any, path: str, **kwargs: Any) -> Any:
             f"no {what} in {path!r}: {reason}\n"
             "  give a folder that holds one, or the id of a model on the hub"
         ) from error
+
+
+def _named(path: str, folder: str, loaded: Any) -> Any:
+    """Give what was loaded from a cache the name that it was asked for by."""
+    if folder == path:
+        return loaded
+    for item in loaded if isinstance(loaded, tuple) else [loaded]:
+        owners: list[Any] = [item, getattr(item, "config", None), getattr(item, "tokenizer", None)]
+        for owner in owners:
+            if getattr(owner, "name_or_path", None) == folder:
+                owner.name_or_path = path
+    return loaded
 
 
 def _is_unreachable(error: BaseException) -> bool:

@@ -22,8 +22,8 @@ PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "scan
 NODES = ("n1", "n2")
 READY_SECONDS = 30
 # Four CPUs and two GPUs a node, whatever is here: nothing binds to them. A requeued job waits for
-# `cred_expire` (120 s by default, 5 at the least) before it starts again. `linuxproc` signals all
-# processes of a step, a cluster with cgroups its first ones alone: here is the harder of the two.
+# `cred_expire` (120 s by default, 5 at the least) before it starts again. `pgid` signals the process
+# group of a task; a cluster with cgroups signals the task's first process, and SIGKILLs them all.
 CONFIG = """
 ClusterName=visiongraft
 SlurmctldHost=head({head})
@@ -38,7 +38,7 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 PlugStackConfig={folder}/plugstack.conf
 MailProg=/bin/true
-ProctrackType=proctrack/linuxproc
+ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 MpiDefault=none
 ReturnToService=2
@@ -76,9 +76,8 @@ class Cluster:
         addresses = {name: on.address(name) for name in on.names}
         config = CONFIG.format(folder=folder, grace=grace, kill_wait=kill_wait, **addresses)
         (folder / "slurm.conf").write_text(config)
-        for number in range(2):
-            (folder / f"gpu{number}").touch()
-        (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-1]\n")
+        # Two devices that are everywhere stand for GPUs; nothing opens them.
+        (folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
         (folder / "plugstack.conf").write_text("")
         self._start_munge()
         self._start("head", "slurmctld", "-D")

@@ -6,8 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from configs.errors import DataError, first_line
+from configs.errors import CacheError, DataError, first_line
 from configs.schema import SourceConfig
+from data.cache import digest
+from data.fetch import turn_of
 from data.sources.records import Columns, Found
 
 
@@ -95,17 +97,11 @@ def _same(columns: Columns) -> Columns:
 
 
 def _load(key: str, config: SourceConfig, *, streaming: bool) -> Any:
-    from datasets import load_dataset
-
     assert config.path is not None
     try:
-        table = load_dataset(
-            config.path,
-            config.name,
-            split=config.split,
-            data_files=config.data_files or None,
-            streaming=streaming,
-        )
+        table = _open(config, streaming=True) if streaming else _open_in_turn(config)
+    except CacheError:
+        raise
     except Exception as error:  # datasets raises a dozen kinds for what a user can cause
         if isinstance(error, StopIteration):
             error = FileNotFoundError("no file matches")
@@ -115,6 +111,41 @@ def _load(key: str, config: SourceConfig, *, streaming: bool) -> Any:
             f"data_files={config.data_files}, split={config.split!r}: {reason}"
         ) from error
     return _keep_encoded(table)
+
+
+def _open(config: SourceConfig, *, streaming: bool) -> Any:
+    from datasets import load_dataset
+
+    return load_dataset(
+        str(config.path),
+        config.name,
+        split=config.split,
+        data_files=config.data_files or None,
+        streaming=streaming,
+    )
+
+
+def _open_in_turn(config: SourceConfig) -> Any:
+    """Let one process of a run fetch and convert a set; the others open what it has left."""
+    import datasets
+
+    told = digest([config.path, config.name, config.split, config.data_files])
+    with turn_of(f"set {told}", f"fetches and converts the set {config.path}") as turn:
+        if not turn.is_first:
+            before, datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE, True
+            try:
+                table = _open(config, streaming=False)
+            except (
+                Exception
+            ):  # `datasets` finds what is in its cache by other rules than on the hub
+                table = None
+            finally:
+                datasets.config.HF_HUB_OFFLINE = before
+            if table is not None and table._fingerprint == turn.told:
+                return table
+        table = _open(config, streaming=False)
+        turn.told = table._fingerprint
+        return table
 
 
 def _keep_encoded(table: Any) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from data import cache as module
+from data import lock
 from data.cache import Cache, code_fingerprint, open_cache
 
 
@@ -70,7 +71,7 @@ def test_of_several_processes_one_makes_it_and_the_others_wait(tmp_path: Path) -
 
 
 def test_who_waits_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: object) -> None:
-    monkeypatch.setattr(module, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(lock, "TELL_SECONDS", 0.05)
     context = multiprocessing.get_context("fork")
     other = context.Process(target=slow_maker, args=(tmp_path,))
     other.start()
@@ -78,7 +79,8 @@ def test_who_waits_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capl
         time.sleep(0.005)
     Cache(tmp_path).folder("kind", "key", lambda folder: write("mine", folder))
     other.join()
-    assert "another process makes" in caplog.text  # type: ignore[attr-defined]
+    assert f"waits for process {other.pid} on " in caplog.text  # type: ignore[attr-defined]
+    assert "which makes kind/key since" in caplog.text  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("whole_bytes", [1 << 20, 16])

@@ -23,6 +23,7 @@ from transformers import (
 
 from configs.errors import CheckpointError
 from configs.schema import DecoderConfig
+from data.fetch import local_folder
 from data.processor import load
 from train.model.fsdp import copy_into
 from train.model.parts import find_part, list_first
@@ -101,7 +102,9 @@ def empty_vlm(path: str, *, dtype: torch.dtype | str) -> PreTrainedModel:
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     with contextlib.suppress(OSError):  # a folder without generation_config.json
-        model.generation_config = GenerationConfig.from_pretrained(path)
+        model.generation_config = GenerationConfig.from_pretrained(
+            local_folder(path, weights=False)
+        )
     return model.eval()
 
 
@@ -113,6 +116,7 @@ def load_checked(
         what,
         auto_class,
         path,
+        weights=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are told below
         dtype=dtype,

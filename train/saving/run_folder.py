@@ -18,6 +18,7 @@ import yaml
 
 from configs.errors import ConfigError, DataError
 from configs.schema import TrainConfig
+from train.saving.job import job
 
 # Keys that may change between a run and its resumption without changing what is learned.
 FREE = (
@@ -37,6 +38,7 @@ FREE = (
     "data.num_workers",
     "data.num_index_workers",
     "data.cache_dir",
+    "cache",
 )
 SAME_CHECKPOINTS = {"single", "ddp", "fsdp2"}  # one of these goes on from what another saved
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,6 +137,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        **job(),
         "packages": {name: _version(name) for name in PACKAGES},
         "git_commit": _commit(),
     }

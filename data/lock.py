@@ -1,0 +1,134 @@
+"""One process at a time fetches or makes what all of them read; the others wait, and say for whom.
+
+The lock is the kernel's and is free as soon as its holder has ended, however that was. Beside it
+the holder keeps a note of who it is and what it does, renewed while it lives: on a machine that has
+stopped or lost the file system a lock may be held for ever.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from configs.errors import CacheError
+
+log = logging.getLogger(__name__)
+TIMEOUT = "VISIONGRAFT_CACHE_TIMEOUT"  # set by configs/disks.py
+DEFAULT_TIMEOUT = 600.0  # seconds without a sign of life
+TELL_SECONDS = 30  # between two lines that say who waits for whom
+BEAT_SECONDS = 5.0  # between two signs of life
+
+
+@contextlib.contextmanager
+def only_one(place: Path, doing: str) -> Iterator[None]:
+    """Hold the lock of `place`, `<place>.lock`, while `with` lasts.
+
+    Args:
+        place: what is fetched or made; its folder is there.
+        doing: such as "downloads ORG/NAME", for those who wait.
+
+    Raises:
+        CacheError: the holder has given no sign of life for `cache.timeout_seconds`.
+    """
+    note = Path(f"{place}.holder")
+    lock = FileLock(f"{place}.lock")
+    try:
+        _wait(lock, note, place)
+    except OSError as error:  # a file system without locks: work may be done twice, not wrongly
+        log.warning("%s: no locks here (%s); processes do not wait for each other", place, error)
+        yield
+        return
+    try:
+        with _noted(note, doing):
+            yield
+    finally:
+        lock.release()
+
+
+def _wait(lock: FileLock, note: Path, place: Path) -> None:
+    limit = float(os.environ.get(TIMEOUT, DEFAULT_TIMEOUT))
+    seen, since = _read(note), time.monotonic()
+    asked, step = since, min(TELL_SECONDS, max(limit / 4, 0.05))
+    while True:
+        try:
+            lock.acquire(timeout=step)
+            return
+        except Timeout:
+            now, found = time.monotonic(), _read(note)
+        if found != seen:
+            seen, since = found, now
+        if now - since > limit:
+            raise CacheError(
+                f"{me()} has waited {now - asked:.0f} s for {_holder(found)}, which has given no "
+                f"sign of life for {now - since:.0f} s (cache.timeout_seconds={limit:g}): its "
+                f"machine may have stopped, or lost the disk\n  end that process, or remove "
+                f"{place}.lock and {note} if there is none; then run the same command again"
+            )
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # a line a machine: others log errors alone
+            log.error("%s waits for %s (%s.lock)", me(), _holder(found), place)
+
+
+def me() -> str:
+    """Return which process this is, as others know it."""
+    rank = os.environ.get("RANK")
+    process = f"process {os.getpid()} on {socket.gethostname()}"
+    return process if rank is None else f"rank {rank} ({process})"
+
+
+@dataclass
+class _Note:
+    who: str
+    doing: str
+    since: str
+    beat: int = 0
+
+
+def _holder(found: str | None) -> str:
+    try:
+        note = json.loads(found or "")
+        return f"{note['who']}, which {note['doing']} since {note['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _read(note: Path) -> str | None:
+    try:
+        return note.read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def _noted(path: Path, doing: str) -> Iterator[None]:
+    """Keep a note at `path` that changes while this process lives."""
+    note = _Note(me(), doing, time.strftime("%H:%M:%S"))
+    ended = threading.Event()
+
+    def write() -> None:
+        with contextlib.suppress(OSError):  # a full disk: the work itself will say so
+            staging = Path(f"{path}.{os.getpid()}")
+            staging.write_text(json.dumps(vars(note)), encoding="utf-8")
+            staging.replace(path)
+
+    def beat() -> None:
+        while not ended.wait(BEAT_SECONDS):
+            note.beat += 1
+            write()
+
+    write()
+    thread = threading.Thread(target=beat, name="lock-holder", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        path.unlink(missing_ok=True)

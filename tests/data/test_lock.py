@@ -1,0 +1,116 @@
+"""One process at a time: who waits for whom is told, and the dead are not waited for."""
+
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from configs.errors import CacheError
+from data import lock as module
+from data.lock import only_one
+
+FORK = multiprocessing.get_context("fork")
+
+
+def hold(place: Path, beats: bool) -> None:
+    os.environ["RANK"] = "3"
+    module.BEAT_SECONDS = 0.05 if beats else 60
+    with only_one(place, "downloads ORG/NAME"):
+        Path(f"{place}.held").touch()
+        time.sleep(60)
+
+
+@pytest.fixture
+def holder(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A process that holds the lock of tmp_path/place, with or without signs of life."""
+    process = FORK.Process(target=hold, args=(tmp_path / "place", getattr(request, "param", True)))
+    process.start()
+    while not (tmp_path / "place.held").is_file():
+        time.sleep(0.01)
+    yield process
+    process.kill()
+    process.join()
+
+
+@pytest.mark.parametrize("holder", [False], indirect=True)
+def test_a_holder_without_a_sign_of_life_is_given_up_by_name(
+    holder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISIONGRAFT_CACHE_TIMEOUT", "0.6")
+    monkeypatch.setenv("RANK", "5")
+    started = time.monotonic()
+    host = re.escape(socket.gethostname())
+    message = (
+        rf"^rank 5 \(process {os.getpid()} on {host}\) has waited 1 s for rank 3 \(process "
+        rf"{holder.pid} on {host}\), which downloads ORG/NAME since \d\d:\d\d:\d\d, which has "
+        r"given no sign of life for 1 s \(cache.timeout_seconds=0.6\).*\n.*place.lock"
+    )
+    with pytest.raises(CacheError, match=message), only_one(tmp_path / "place", "waits"):
+        pass
+    assert 0.6 < time.monotonic() - started < 5
+
+
+def test_a_holder_that_lives_is_waited_for(
+    holder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("VISIONGRAFT_CACHE_TIMEOUT", "0.4")
+    os.kill(holder.pid, 0)
+    ended = []
+
+    def end(*_: Any) -> None:
+        ended.append(time.monotonic())
+        holder.kill()
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, 1.5)  # nearly four times the limit
+    try:
+        with only_one(tmp_path / "place", "takes it"):
+            assert ended
+            assert time.monotonic() - ended[0] < 2  # free as soon as its holder is dead
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert f"waits for rank 3 (process {holder.pid} on {socket.gethostname()})" in caplog.text
+    assert "which downloads ORG/NAME since" in caplog.text
+
+
+def test_one_line_a_machine(
+    holder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(module, "TELL_SECONDS", 0.05)
+    signal.signal(signal.SIGALRM, lambda *_: holder.kill())
+    signal.setitimer(signal.ITIMER_REAL, 0.4)
+    with only_one(tmp_path / "place", "takes it"):
+        assert not caplog.text
+
+
+def test_an_error_frees_the_lock_and_takes_the_note_away(tmp_path: Path) -> None:
+    def fails() -> None:
+        with only_one(tmp_path / "place", "fails"):
+            assert (tmp_path / "place.holder").is_file()
+            raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        fails()
+    assert not (tmp_path / "place.holder").exists()
+    with FileLock(tmp_path / "place.lock", timeout=0):
+        pass
+
+
+def test_without_locks_nobody_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with only_one(tmp_path / "place", "goes on"):
+        assert "no locks here" in caplog.text
