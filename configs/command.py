@@ -62,6 +62,7 @@ SCHEMAS: dict[str, type] = {
     "dashboard": DashboardConfig,
 }
 IN_SEVERAL_PROCESSES = (TrainConfig, SweepConfig, EvaluateConfig)
+FOLDERS = ("output_dir", "out")  # the key that names where a command writes
 AGAIN = {
     "train": "; the same command goes on from the last checkpoint, or anew where there is none yet",
     "sweep": "; the same command goes on with what is not measured yet",
@@ -165,7 +166,7 @@ def is_first_process() -> bool:
 def _check_and_call(config: DictConfig, schema: type, task: str) -> None:
     plain: Any = to_dataclass(config, schema)
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # a folder for each run
-        for key in ("output_dir", "out"):
+        for key in FOLDERS:
             if hasattr(plain, key):
                 path = f"{getattr(plain, key)}/{HydraConfig.get().job.num}"
                 plain = replace(plain, **{key: path})

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from configs.command import (
     CONFIG_DIR,
+    FOLDERS,
     SCHEMAS,
     as_hydra_takes_them,
     load_config,
@@ -29,14 +30,12 @@ from configs.command import (
 )
 from configs.errors import ConfigError, VisiongraftError
 
-FOLDERS = {"train": "output_dir", "merge": "out", "sweep": "out", "evaluate": "out"}
-
 
 def main() -> None:
     """Write the overrides of this task to standard output, or one message and end with code 2."""
     try:
-        if len(sys.argv) < 2 or sys.argv[1] not in FOLDERS:
-            raise ConfigError(f"name a command: {', '.join(FOLDERS)}")
+        if len(sys.argv) < 2 or sys.argv[1] not in SCHEMAS:
+            raise ConfigError(f"name a command: {', '.join(SCHEMAS)}")
         task = task_overrides(sys.argv[1], sys.argv[2:], os.environ)
     except (VisiongraftError, HydraException, OmegaConfBaseException) as error:
         sys.stderr.write(f"\nerror: {error}\n")
@@ -52,11 +51,14 @@ def task_overrides(command: str, overrides: list[str], environment: Mapping[str,
     """
     of_hydra, combinations = expand(command, overrides)
     number = _number_of_task(environment, len(combinations))
-    key = FOLDERS[command]
-    folder = getattr(load_config(command, combinations[number]), key)
-    rest = [text for text in combinations[number] if text.split("=")[0].lstrip("+") != key]
-    quoted = QuotedString(f"{folder}/{number}", Quote.single).with_quotes()
-    return [*of_hydra, *rest, f"{key}={quoted}"]
+    config = load_config(command, combinations[number])
+    task = [*of_hydra, *combinations[number]]
+    for key in FOLDERS:
+        if hasattr(config, key):
+            task = [text for text in task if text.split("=")[0].lstrip("+") != key]
+            folder = QuotedString(f"{getattr(config, key)}/{number}", Quote.single)
+            task.append(f"{key}={folder.with_quotes()}")
+    return task
 
 
 def expand(command: str, overrides: list[str]) -> tuple[list[str], list[list[str]]]:

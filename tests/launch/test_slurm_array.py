@@ -12,7 +12,7 @@ from slurm_cluster import Cluster
 
 from configs.command import load_config, run_command
 from configs.errors import ConfigError
-from launch.slurm.array_task import FOLDERS, expand, task_overrides
+from launch.slurm.array_task import expand, task_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = {
@@ -69,7 +69,7 @@ def test_every_task_is_the_multiruns_run_of_that_number(line: str, multirun: Any
     assert len(runs) > 1
     tasks = [task_overrides(command, overrides, at(n, len(runs))) for n in range(len(runs))]
     assert [load_config(command, task) for task in tasks] == runs
-    folders = [getattr(run, FOLDERS[command]) for run in runs]
+    folders = [getattr(run, "output_dir", None) or run.out for run in runs]
     assert [folder.rsplit("/", 1)[1] for folder in folders] == [str(n) for n in range(len(runs))]
 
 
@@ -121,7 +121,7 @@ def test_the_command_writes_overrides_with_nuls_and_loads_no_torch() -> None:
                    for name in (b"torch", b"transformers", b"trl"))  # fmt: skip
 
 
-@pytest.mark.parametrize("arguments", [("train", "seed=interval(0,1)"), ("judge",), ()])
+@pytest.mark.parametrize("arguments", [("train", "seed=interval(0,1)"), ("report",), ()])
 def test_the_command_ends_with_one_message(arguments: tuple[str, ...]) -> None:
     done = call(*arguments, **at(0, 2))
     lines = [line for line in done.stderr.splitlines() if not line.startswith(b"import time:")]
