@@ -74,7 +74,7 @@ def test_how_jobs_end_and_start_again(cluster, tmp_path):
 
     # One minute is the shortest limit; SLURM looks for signals before it every 30 s.
     limit = job("limit", "--time=1", "--signal=USR1@60", do="save", MAX_FRUITLESS_RESTARTS="0")
-    codes = {code: job(code, do=code) for code in ("0", "1", "2")}
+    failed, codes = job("fail", do="fail"), {code: job(code, do=code) for code in ("0", "2")}
     cancelled, saved, died = job("cancel", do="save"), job("save", do="save"), job("die", do="die")
     for each in (cancelled, saved, died):
         each.wait_for("n1 0 start", "n2 0 start")
@@ -87,15 +87,36 @@ def test_how_jobs_end_and_start_again(cluster, tmp_path):
         assert "goes back to the queue" in each.end("COMPLETED", "0:0", 1)
         left = sorted(path.name for path in each.folder.iterdir())
         assert left == ["end", "events.txt", f"slurm-{each.id}.out"]
-    codes["0"].end("COMPLETED", "0:0", 0)
-    for code in ("1", "2"):
-        log = codes[code].end("FAILED", f"{code}:0", 0)
-        assert "queue" not in log
+    for code, state in (("0", "COMPLETED"), ("2", "FAILED")):
+        assert "queue" not in codes[code].end(state, f"{code}:0", 0)
     cancelled.end("CANCELLED", "75:0", 0)
     assert cancelled.events() == ["n1 0 TERM", "n1 0 start", "n2 0 TERM", "n2 0 start"]
+    # The others of one that has failed are sent SIGTERM by srun: that puts no job back.
+    failed.end("FAILED", "1:0", 0)
+    assert failed.events() == ["n1 0 TERM", "n1 0 start", "n2 0 start"]
     log = limit.end("FAILED", "1:0", 1)
     assert "error: SLURM has started this job 1 times since it last got further" in log
     assert {"n1 0 USR1", "n2 0 USR1"} < {*limit.events()} and "n1 1 start" not in limit.events()
+
+
+def test_what_torchrun_is_told(cluster, tmp_path):
+    (tmp_path / "site.sh").write_text("export FROM_SITE=site$NOT_SET\n")
+    job = StandIn(
+        cluster, tmp_path / "job", "--gpus-per-node=2", "--cpus-per-task=3", do="0",
+        NPROC_PER_NODE="", SRUN_ARGS="--label", VISIONGRAFT_SITE=str(tmp_path / "site.sh"),
+    )  # fmt: skip
+    log = job.end("COMPLETED", "0:0", 0)
+    assert "on 2 node(s) of n[1-2], 3 CPUs each, restart 0: visiongraft train debug=fast\n" in log
+    for number, name in enumerate(("n1", "n2")):
+        (line,) = (line for line in log.splitlines() if f"{name} is called" in line)
+        assert line.startswith(f"{number}: {name} is called with site: -m torch.distributed.run ")
+        port = 10000 + int(job.id)
+        for told in (
+            "--nproc-per-node 2", "--nnodes 2", f"--rdzv-endpoint n1:{port}",
+            f"--rdzv-id {job.id}-0", f"--rdzv-conf is_host={int(name == 'n1')}",
+            f"--local-addr {name} ", "train/main.py debug=fast",
+        ):  # fmt: skip
+            assert told in line
 
 
 STEPS = 16
