@@ -86,8 +86,7 @@ def open_cache(folder: str | None) -> Cache:
 
     Where it cannot be written a temporary one is used, with a warning: nothing is kept then.
     """
-    chosen = folder or os.environ.get(ENVIRONMENT)
-    root = Path(chosen).expanduser() if chosen else Path.home() / ".cache/visiongraft"
+    root = cache_root(folder)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=root):
@@ -98,6 +97,12 @@ def open_cache(folder: str | None) -> Cache:
             root, error.strerror,
         )  # fmt: skip
         return Cache(Path(tempfile.mkdtemp(prefix="visiongraft-")))
+
+
+def cache_root(folder: str | None) -> Path:
+    """Return where the cache is, or is made when it is needed."""
+    chosen = folder or os.environ.get(ENVIRONMENT)
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache/visiongraft"
 
 
 def digest(value: object) -> str:

@@ -22,8 +22,8 @@ PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "scan
 NODES = ("n1", "n2")
 READY_SECONDS = 30
 # Four CPUs and two GPUs a node, whatever is here: nothing binds to them. A requeued job waits for
-# `cred_expire` (120 s by default, 5 at the least) before it starts again. `pgid` signals the process
-# group of a task; a cluster with cgroups signals the task's first process, and SIGKILLs them all.
+# `cred_expire` (120 s by default, 5 at the least) before it starts again. `pgid` signals a task's
+# process group; a cluster with cgroups signals the task's first process, and SIGKILLs all of it.
 CONFIG = """
 ClusterName=visiongraft
 SlurmctldHost=head({head})
@@ -49,7 +49,6 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait={kill_wait}
-SlurmdTimeout=10
 GresTypes=gpu
 NodeName=n1 NodeAddr={n1} CPUs=4 RealMemory=1000 Gres=gpu:2
 NodeName=n2 NodeAddr={n2} CPUs=4 RealMemory=1000 Gres=gpu:2

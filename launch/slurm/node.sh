@@ -3,9 +3,9 @@
 #
 #   launch/slurm/node.sh COMMAND [key=value ...]
 #
-# The first node's task leaves its exit code in $NODE_TOLD.code. As a task it ends with 0 where the run has
-# stopped with a checkpoint (75): when a task ends with another code srun kills the rest, which may
-# still be writing.
+# It leaves a line in the file $NODE_TOLD.<number of the node>: when it ended, its exit code, and
+# whether it was sent a signal before. To srun it says 0 where the run has stopped with a checkpoint
+# (75): when a task ends with another code, srun ends the rest, which may still be writing.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
@@ -50,12 +50,9 @@ work() {
 
 work "$@"
 code=$?
-# Before its first step a run ends by the signal itself: nothing is lost, and it may start again.
-[[ -n $signalled ]] && ((code)) && touch "$NODE_TOLD.signalled"
-if ((SLURM_NODEID == 0)); then
-    echo "$code" >"$NODE_TOLD.code" || exit "$code"
-elif ((code != 0 && code != 75)); then
-    sleep 15 # srun kills the first node's task next, which may be about to say what is wrong
+if echo "$EPOCHREALTIME $code ${signalled:-0}" >"$NODE_TOLD.$SLURM_NODEID"; then
+    ((code == 75)) && exit 0
 fi
-((code == 75)) && exit 0
+# The first node may be about to say what is wrong, before srun ends it.
+((code && SLURM_NODEID)) && sleep 15
 exit "$code"

@@ -29,6 +29,7 @@ def advise(plan: "Plan") -> Iterator[str]:
         _batch,
         _length,
         _budgets,
+        _caches,
     )
     for check in checks:
         yield from check(plan)
@@ -126,4 +127,14 @@ def _budgets(plan: "Plan") -> Iterator[str]:
         yield (
             f"an epoch is {len(tokens)} packs, a single step: lower data.packs_per_step or "
             "data.max_tokens, or give more rows"
+        )
+
+
+def _caches(plan: "Plan") -> Iterator[str]:
+    shared = [place for place in plan.places[1:] if place.is_shared]
+    if shared and plan.config.cache.dir is None:
+        kinds = ", ".join(sorted({place.filesystem for place in shared}))
+        yield (
+            f"{' and '.join(place.what for place in shared)} are read over the network ({kinds}): "
+            "cache.dir=... puts caches on a disk of the machine, or on a faster one"
         )

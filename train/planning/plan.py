@@ -20,6 +20,7 @@ from train.model.meta_model import empty_model
 from train.model.quantize import check_installed
 from train.model.what_trains import PartRow, format_table
 from train.planning.advice import advise
+from train.planning.disks import Place, describe_disks, places
 from train.planning.flops import FlopShape, flop_shape, peak_flops
 from train.planning.memory import Line, estimate_memory, loading_line
 from train.planning.packs_ahead import (
@@ -65,6 +66,7 @@ class Plan:
     memory: list[Line]
     device_bytes: int | None  # of a device
     tried: Tried | None
+    places: list[Place]  # outputs first, then caches
 
 
 def plan_run(config: TrainConfig) -> None:
@@ -151,6 +153,7 @@ def _look_ahead(
         memory=memory,
         device_bytes=_device_bytes(config, device),
         tried=try_heaviest_pack(config, processing_class, heavy, device, ranks=ranks),
+        places=places(config),
     )
 
 
@@ -187,3 +190,4 @@ def log_model(plan: Plan, model: Any) -> None:
     if plan.tried is not None:
         log.info("%s", describe_try(plan.tried, plan.memory))
     log.info("%s", describe_checkpoints(config, model, plan.num_steps))
+    log.info("%s", describe_disks(plan.places))
