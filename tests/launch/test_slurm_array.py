@@ -138,7 +138,7 @@ def submit(cluster: Cluster, folder: Path, array: str, *overrides: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_on_a_real_slurm_every_task_has_the_multiruns_result(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,7 +148,7 @@ def test_on_a_real_slurm_every_task_has_the_multiruns_result(
     monkeypatch.setattr("sys.argv", ["train", "--multirun", *FAST, *SCENES, *sweep, "output_dir=m"])
     run_command("train", "train.start:start")
     for number in (0, 1):
-        told = cluster.wait(f"{job}_{number}", "COMPLETED", "FAILED", "TIMEOUT", seconds=120)
+        told = cluster.wait(f"{job}_{number}", "COMPLETED", "FAILED", "TIMEOUT", seconds=300)
         log = (tmp_path / f"slurm-{job}_{number}.out").read_text()
         assert told["JobState"] == "COMPLETED", log
         one, other = tmp_path / f"array/{number}", tmp_path / f"m/{number}"
