@@ -48,6 +48,7 @@ from configs.strict import (
     is_below_free_name,
     to_dataclass,
 )
+from configs.submitted import is_submitted, run_submitted
 
 CONFIG_DIR = Path(__file__).resolve().parent
 SCHEMAS: dict[str, type] = {
@@ -63,6 +64,7 @@ SCHEMAS: dict[str, type] = {
     "sync": SyncConfig,
 }
 IN_SEVERAL_PROCESSES = (TrainConfig, SweepConfig, EvaluateConfig)
+FOLDERS = ("output_dir", "out")  # the key that names where a command writes
 AGAIN = {
     "train": "; the same command goes on from the last checkpoint, or anew where there is none yet",
     "sweep": "; the same command goes on with what is not measured yet",
@@ -88,16 +90,16 @@ def run_command(config_name: str, task: str) -> None:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
     def call(config: DictConfig) -> None:
-        _guarded(lambda: _check_and_call(config, schema, task), config_name)
+        if is_submitted():
+            register_schema(config_name)  # a new process, with Hydra's memory alone
+            run_submitted(lambda: _check_and_call(config, schema, task))
+        else:
+            _guarded(lambda: _check_and_call(config, schema, task), config_name)
 
     def main() -> None:
         # Hydra would print errors with its own frames; this hands them on to us.
         os.environ["HYDRA_FULL_ERROR"] = "1"
-        sys.argv[1:] = [_spell_out(text, schema) for text in sys.argv[1:]]
-        check_override_keys(_keys_of(filter(_is_override, sys.argv[1:])), schema, config_groups())
-        sys.argv[1:] = [
-            _for_hydra(text, schema) if _is_override(text) else text for text in sys.argv[1:]
-        ]
+        sys.argv[1:] = as_hydra_takes_them(sys.argv[1:], schema)
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(call)()
 
     _guarded(main, config_name)
@@ -124,13 +126,18 @@ def load_config(config_name: str, overrides: list[str]) -> Any:
     """Compose and check a config without a command line, for tests and scripts."""
     schema = SCHEMAS[config_name]
     register_schema(config_name)
-    overrides = [_spell_out(text, schema) for text in overrides]
-    check_override_keys(_keys_of(overrides), schema, config_groups())
-    given = [_for_hydra(text, schema) for text in overrides]
+    given = as_hydra_takes_them(overrides, schema)
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config: Any = to_dataclass(hydra.compose(config_name, given), schema)
     check_rules(config)
     return config
+
+
+def as_hydra_takes_them(arguments: list[str], schema: type) -> list[str]:
+    """Check the keys of a command line; return it with what Hydra wants before some of them."""
+    spelt = [_spell_out(text, schema) for text in arguments]
+    check_override_keys(_keys_of(filter(_is_override, spelt)), schema, config_groups())
+    return [_for_hydra(text, schema) if _is_override(text) else text for text in spelt]
 
 
 def config_groups() -> list[str]:
@@ -162,7 +169,7 @@ def is_first_process() -> bool:
 def _check_and_call(config: DictConfig, schema: type, task: str) -> None:
     plain: Any = to_dataclass(config, schema)
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # a folder for each run
-        for key in ("output_dir", "out"):
+        for key in FOLDERS:
             if hasattr(plain, key):
                 path = f"{getattr(plain, key)}/{HydraConfig.get().job.num}"
                 plain = replace(plain, **{key: path})
@@ -191,7 +198,10 @@ def _guarded(call: Callable[[], None], config_name: str) -> None:
     except OSError as error:
         _exit(f"error: {error}", VisiongraftError.exit_code)
     except KeyboardInterrupt:
-        _exit(f"interrupted{AGAIN.get(config_name, '')}", EXIT_INTERRUPTED)
+        again = AGAIN.get(config_name, "")
+        if "hydra/launcher=submitit_slurm" in sys.argv:
+            again = "; its jobs go on: squeue --me shows them, scancel ends them"
+        _exit(f"interrupted{again}", EXIT_INTERRUPTED)
 
 
 def _exit(message: str | None, code: int) -> None:
@@ -222,7 +232,11 @@ def _is_override(argument: str) -> bool:
 
 def _keys_of(overrides: Iterable[str]) -> list[tuple[str, str]]:
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    return [(item.key_or_group, str(item.value())) for item in parsed]
+    return [
+        (item.key_or_group, typed if item.is_sweep_override() else str(item.value()))
+        for item in parsed
+        for typed in [str(item.input_line).partition("=")[2]]
+    ]
 
 
 def _spell_out(argument: str, schema: type) -> str:

@@ -65,9 +65,18 @@ set -m # a process group of its own: Ctrl-C comes once, from here
     ${options[@]+"${options[@]}"} \
     "$root/$program" "$@" &
 torchrun=$!
+# Once within 3 s: SLURM may have sent it to torchrun too, and to who started this script, who hands it
+# on. A third one ends torchrun while it waits for the processes, and they are left alone.
+handed=-9
+hand_on() {
+    if ((SECONDS - handed >= 3)); then
+        handed=$SECONDS
+        kill -"$1" "$torchrun" 2>/dev/null
+    fi
+}
 for signal in TERM INT HUP QUIT USR1; do
     # shellcheck disable=SC2064
-    trap "kill -$signal $torchrun 2>/dev/null" "$signal"
+    trap "hand_on $signal" "$signal"
 done
 
 # `wait` returns at each signal; asked once more, it gives the exit code that bash has kept.
