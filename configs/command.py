@@ -102,6 +102,9 @@ def run_command(config_name: str, task: str) -> None:
         sys.argv[1:] = as_hydra_takes_them(sys.argv[1:], schema)
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(call)()
 
+    # What an earlier start has told, before torchrun started this one (--max-restarts), is over: an
+    # error without a code of ours would be taken for a run that was stopped with a checkpoint.
+    _tell_exit(None)
     _guarded(main, config_name)
 
 
@@ -218,12 +221,12 @@ def _exit(message: str | None, code: int) -> None:
     sys.exit(code)
 
 
-def _tell_exit(code: int) -> None:
-    """Tell whoever has started torchrun how the first process of this machine has ended."""
+def _tell_exit(code: int | None) -> None:
+    """Tell whoever has started torchrun how the first process of this machine has ended, if so."""
     path = os.environ.get(EXIT_FILE)
     if path and os.environ.get("LOCAL_RANK", "0") == "0":
         with contextlib.suppress(OSError):
-            Path(path).write_text(f"{code}\n", encoding="ascii")
+            Path(path).write_text("" if code is None else f"{code}\n", encoding="ascii")
 
 
 def _is_override(argument: str) -> bool:

@@ -49,15 +49,22 @@ class Cache:
         place.parent.mkdir(parents=True, exist_ok=True)
         with only_one(place, f"makes {kind}/{key[:8]}"):
             if not (place.is_dir() and is_valid(place)):
-                self._build(place, build)
+                self._build(place, build, is_valid)
             return place
 
-    def _build(self, place: Path, build: Callable[[Path], None]) -> None:
+    def _build(
+        self, place: Path, build: Callable[[Path], None], is_valid: Callable[[Path], bool]
+    ) -> None:
         staging = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
         try:
             build(staging)
-            shutil.rmtree(place, ignore_errors=True)
-            staging.rename(place)
+            # Where there are no locks another process may have been faster, and reads its own.
+            if not (place.is_dir() and is_valid(place)):
+                shutil.rmtree(place, ignore_errors=True)
+                staging.rename(place)
+        except OSError:
+            if not (place.is_dir() and is_valid(place)):
+                raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 

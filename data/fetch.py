@@ -17,9 +17,10 @@ from huggingface_hub import constants, snapshot_download
 from configs.errors import CacheError
 from data.lock import only_one
 
-# What transformers reads; of weights safetensors alone, and none of the other formats beside them.
+# What transformers reads; of weights one format, and none of the others beside it.
 SETTINGS = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 WEIGHTS = ["model*.safetensors"]
+OLD_WEIGHTS = ["pytorch_model*.bin"]  # where there are no others
 
 
 @functools.cache
@@ -38,9 +39,11 @@ def local_folder(path: str, *, weights: bool) -> str:
     patterns = [*SETTINGS, *WEIGHTS] if weights else SETTINGS
     try:
         with turn_of(f"model {path} {weights}", f"downloads {path}") as turn:
-            return snapshot_download(
-                path, allow_patterns=patterns, local_files_only=not turn.is_first
-            )
+            fetch = functools.partial(snapshot_download, path, local_files_only=not turn.is_first)
+            folder = fetch(allow_patterns=patterns)
+            if weights and not any(Path(folder).glob(WEIGHTS[0])):
+                folder = fetch(allow_patterns=OLD_WEIGHTS)
+            return folder
     except CacheError:
         raise
     except Exception:  # of the network, of the hub, of the disk

@@ -2,7 +2,9 @@
 
 The lock is the kernel's and is free as soon as its holder has ended, however that was. Beside it
 the holder keeps a note of who it is and what it does, renewed while it lives: on a machine that has
-stopped or lost the file system a lock may be held for ever.
+stopped or lost the file system a lock may be held for ever. On a file system without such locks
+(Lustre without `-o flock`) the file itself is the lock, for `filelock`; a holder that was killed
+leaves it, and its note's silence sets it free.
 """
 
 import contextlib
@@ -16,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from configs.errors import CacheError
 
@@ -25,6 +27,8 @@ TIMEOUT = "VISIONGRAFT_CACHE_TIMEOUT"  # set by configs/disks.py
 DEFAULT_TIMEOUT = 600.0  # seconds without a sign of life
 TELL_SECONDS = 30  # between two lines that say who waits for whom
 BEAT_SECONDS = 5.0  # between two signs of life
+# Between two tries: each asks the file system's server, and a run may have hundreds that wait.
+POLL_SECONDS = 1.0
 
 
 @contextlib.contextmanager
@@ -42,7 +46,8 @@ def only_one(place: Path, doing: str) -> Iterator[None]:
     lock = FileLock(f"{place}.lock")
     try:
         _wait(lock, note, place)
-    except OSError as error:  # a file system without locks: work may be done twice, not wrongly
+    except (OSError, NotImplementedError) as error:
+        # A file system without locks: work may be done twice, not wrongly.
         log.warning("%s: no locks here (%s); processes do not wait for each other", place, error)
         yield
         return
@@ -53,19 +58,24 @@ def only_one(place: Path, doing: str) -> Iterator[None]:
         lock.release()
 
 
-def _wait(lock: FileLock, note: Path, place: Path) -> None:
+def _wait(lock: BaseFileLock, note: Path, place: Path) -> None:
     limit = float(os.environ.get(TIMEOUT, DEFAULT_TIMEOUT))
     seen, since = _read(note), time.monotonic()
     asked, step = since, min(TELL_SECONDS, max(limit / 4, 0.05))
     while True:
         try:
-            lock.acquire(timeout=step)
+            lock.acquire(timeout=step, poll_interval=min(POLL_SECONDS, step / 4))
             return
         except Timeout:
             now, found = time.monotonic(), _read(note)
         if found != seen:
             seen, since = found, now
-        if now - since > limit:
+        if now - since > limit and isinstance(lock, SoftFileLock):
+            log.warning("%s: left by %s, which is gone; taken away", place, _holder(found))
+            for left in (Path(f"{place}.lock"), note):
+                left.unlink(missing_ok=True)
+            since = now
+        elif now - since > limit:
             raise CacheError(
                 f"{me()} has waited {now - asked:.0f} s for {_holder(found)}, which has given no "
                 f"sign of life for {now - since:.0f} s (cache.timeout_seconds={limit:g}): its "
@@ -131,4 +141,5 @@ def _noted(path: Path, doing: str) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a stale handle: what was done is done
+            path.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ if (($# == 0)); then
 fi
 shift
 command=train
-if (($#)) && [[ $1 != *=* && $1 != -* ]]; then
+if (($#)) && [[ $1 != *=* && $1 != [-~]* ]]; then
     command=$1
     shift
 fi
@@ -56,20 +56,13 @@ VISIONGRAFT_EXIT_FILE=$(mktemp) || exit 1
 export VISIONGRAFT_EXIT_FILE
 trap 'rm -f "$VISIONGRAFT_EXIT_FILE"' EXIT
 
-set -m # a process group of its own: Ctrl-C comes once, from here
-"$PYTHON" -m torch.distributed.run \
-    --nproc-per-node "$NPROC_PER_NODE" \
-    --max-restarts "${MAX_RESTARTS:-0}" \
-    --shutdown-timeout "${SHUTDOWN_SECONDS:-300}" \
-    --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
-    ${options[@]+"${options[@]}"} \
-    "$root/$program" "$@" &
-torchrun=$!
 # Once within 3 s: SLURM may have sent it to torchrun too, and to who started this script, who hands it
 # on. A third one ends torchrun while it waits for the processes, and they are left alone.
-handed=-9
+handed=-9 torchrun='' early=''
 hand_on() {
-    if ((SECONDS - handed >= 3)); then
+    if [[ -z $torchrun ]]; then
+        early=$1 # before torchrun is started
+    elif ((SECONDS - handed >= 3)); then
         handed=$SECONDS
         kill -"$1" "$torchrun" 2>/dev/null
     fi
@@ -79,6 +72,16 @@ for signal in TERM INT HUP QUIT USR1; do
     trap "hand_on $signal" "$signal"
 done
 
+set -m # a process group of its own: Ctrl-C comes once, from here
+"$PYTHON" -m torch.distributed.run \
+    --nproc-per-node "$NPROC_PER_NODE" \
+    --max-restarts "${MAX_RESTARTS:-0}" \
+    --shutdown-timeout "${SHUTDOWN_SECONDS:-300}" \
+    --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
+    ${options[@]+"${options[@]}"} \
+    "$root/$program" "$@" &
+torchrun=$!
+[[ -n $early ]] && hand_on "$early"
 # `wait` returns at each signal; asked once more, it gives the exit code that bash has kept.
 wait "$torchrun"
 while kill -0 "$torchrun" 2>/dev/null; do

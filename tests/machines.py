@@ -43,11 +43,18 @@ class Machines:
         self.hosts = folder / "hosts"
         lines = [f"{self.address(name)} {name}" for name in names]
         self.hosts.write_text("\n".join(["127.0.0.1 localhost", *lines, ""]), encoding="utf-8")
+        try:
+            self._make_all()
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_all(self) -> None:
         switch = self._space("switch")
         _ip("netns", "add", switch)
         _ip("-n", switch, "link", "add", "bridge", "type", "bridge")
         _ip("-n", switch, "link", "set", "bridge", "up")
-        for name in names:
+        for name in self.names:
             self._plug_in(name, switch)
 
     def _plug_in(self, name: str, switch: str) -> None:
@@ -112,10 +119,16 @@ class Machines:
 
     def close(self) -> None:
         """End all of them."""
-        for name in self.names:
-            self.kill(name)
-        for name in [*self.names, "switch"]:
-            subprocess.run(["ip", "netns", "del", self._space(name)], check=False)
+        there = [name for name in (*self.names, "switch") if self._is_there(name)]
+        try:
+            for name in there:
+                self.kill(name)
+        finally:
+            for name in there:
+                subprocess.run(["ip", "netns", "del", self._space(name)], check=False)
+
+    def _is_there(self, name: str) -> bool:
+        return (Path("/run/netns") / self._space(name)).exists()
 
 
 @contextlib.contextmanager

@@ -16,13 +16,15 @@ signalled=""
 child=""
 for signal in TERM USR1; do
     # shellcheck disable=SC2064
-    trap "signalled=1; [[ -n \$child ]] && kill -$signal \$child 2>/dev/null" "$signal"
+    trap "signalled=$signal; [[ -n \$child ]] && kill -$signal \$child 2>/dev/null" "$signal"
 done
 
 run() {
     [[ -n $signalled ]] && return 75
     "$@" &
     child=$!
+    # One that came while it was started.
+    [[ -n $signalled ]] && kill -"$signalled" "$child" 2>/dev/null
     wait "$child"
     while kill -0 "$child" 2>/dev/null; do
         wait "$child"
@@ -50,7 +52,9 @@ work() {
 
 work "$@"
 code=$?
-if echo "$EPOCHREALTIME $code ${signalled:-0}" >"$NODE_TOLD.$SLURM_NODEID"; then
+signalled=${signalled:+1}
+# Not $EPOCHREALTIME, which bash 4.4 (RHEL 8) does not have.
+if echo "$(date +%s.%N) $code ${signalled:-0}" >"$NODE_TOLD.$SLURM_NODEID"; then
     ((code == 75)) && exit 0
 fi
 # The first node may be about to say what is wrong, before srun ends it.

@@ -6,6 +6,7 @@ Further is a newer checkpoint of train, or one more measured point of a sweep; o
 anew each time. FILE, beside the job's log, keeps what there was at the restart before.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -44,10 +45,12 @@ def mark(command: str, overrides: list[str]) -> int:
 def count(path: Path, now: int) -> int:
     """Return the number of starts since there was less than `now`, and keep it in the file."""
     before = {"mark": 0, "fruitless": 0}
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+    with contextlib.suppress(FileNotFoundError, ValueError):  # written in part: the disk was full
+        before |= json.loads(path.read_text(encoding="utf-8"))
     fruitless: int = before["fruitless"] + 1 if now <= before["mark"] else 0
-    path.write_text(json.dumps({"mark": now, "fruitless": fruitless}), encoding="utf-8")
+    staging = path.with_name(f"{path.name}.new")  # a job may be killed at any time
+    staging.write_text(json.dumps({"mark": now, "fruitless": fruitless}), encoding="utf-8")
+    staging.replace(path)
     return fruitless
 
 

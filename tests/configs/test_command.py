@@ -162,6 +162,17 @@ def test_ctrl_c_is_one_message(fake_task: Path) -> None:
     assert len(ended.error.strip().splitlines()) == 1
 
 
+def test_what_an_earlier_start_has_told_torchrun_sh_is_over(
+    fake_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tmp_path / "told"
+    monkeypatch.setenv("VISIONGRAFT_EXIT_FILE", str(told))
+    for task, text in (("bug", ""), ("user_error", "1\n"), ("show", "0\n")):
+        told.write_text("75\n")
+        run(str(fake_task), task, "train")
+        assert told.read_text() == text
+
+
 def test_each_run_of_a_multirun_has_its_own_folder(fake_task: Path, tmp_path: Path) -> None:
     ended = run(str(fake_task), "show", "train", "-m", "seed=3,4", "output_dir=x", cwd=tmp_path)
     assert ended.code == 0

@@ -49,6 +49,25 @@ def test_what_is_no_longer_valid_is_made_anew(tmp_path: Path) -> None:
     assert [make("old"), make("old"), make("new")] == ["old", "old", "new"]
 
 
+def test_without_locks_what_another_has_made_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be in use; the second one's work is thrown away."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(lock.FileLock, "acquire", refuse)
+    cache = Cache(tmp_path)
+
+    def make(folder: Path) -> None:
+        cache.folder("kind", "key", lambda other: write("faster", other))
+        write("slower", folder)
+
+    assert (cache.folder("kind", "key", make) / "text").read_text() == "faster"
+    assert [path.name for path in (tmp_path / "kind").iterdir()] == ["key"]
+
+
 def slow_maker(root: Path) -> None:
     def make(folder: Path) -> None:
         with (root / "makers").open("a") as file:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -80,6 +81,31 @@ def test_the_processes_of_a_run_ask_as_much_as_one_does(
     assert rows == [f"{shard}-{row}" for shard in range(2) for row in range(5)]
     assert part[0] == part[1] and part[0][2] == rows[:3]
     assert not any("safetensors" in line or ".parquet" in line for line in asked_again)
+
+
+OLD = """
+import torch
+from train.model.load import load_text_lm
+
+load_text_lm("org/old", dtype=torch.float32)
+"""
+
+
+def test_weights_of_before_safetensors(folders: dict[Any, Path], tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    old = tmp_path / "old"
+    shutil.copytree(folders[("models", "org/lm")], old)
+    torch.save(load_file(old / "model.safetensors"), old / "pytorch_model.bin")
+    (old / "model.safetensors").unlink()
+    with served({("models", "org/old"): old}) as hub:
+        done = subprocess.run(
+            [sys.executable, "-c", OLD], cwd=ROOT, capture_output=True, text=True, timeout=200,
+            env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "hub"),
+                 "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"},
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_cache_that_may_only_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """One process at a time: who waits for whom is told, and the dead are not waited for."""
 
+import errno
 import multiprocessing
 import os
 import re
 import signal
 import socket
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,3 +116,54 @@ def test_without_locks_nobody_waits(
     monkeypatch.setattr(FileLock, "acquire", refuse)
     with only_one(tmp_path / "place", "goes on"):
         assert "no locks here" in caplog.text
+
+
+def test_a_lock_that_is_a_file_is_freed_when_its_holder_was_killed_on_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on Lustre without `-o flock`: filelock takes the file itself for the lock."""
+    import fcntl
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setenv("VISIONGRAFT_CACHE_TIMEOUT", "0.4")
+    here = socket.gethostname()
+
+    def hold_elsewhere() -> None:
+        socket.gethostname = lambda: f"not-{here}"
+        hold(tmp_path / "place", beats=True)
+
+    process = FORK.Process(target=hold_elsewhere)
+    process.start()
+    while not (tmp_path / "place.held").is_file():
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of the soft lock
+        with only_one(tmp_path / "place", "takes it"):
+            assert f"left by rank 3 (process {process.pid} on not-{here})" in caplog.text
+    assert not (tmp_path / "place.lock").exists()
+
+
+def test_who_waits_asks_seldom(
+    holder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hundreds may wait, on one file system."""
+    asked: list[float] = []
+    acquire = FileLock._acquire
+
+    def note(self: FileLock) -> None:
+        asked.append(time.monotonic())
+        acquire(self)
+
+    monkeypatch.setattr(FileLock, "_acquire", note)
+    before = signal.signal(signal.SIGALRM, lambda *_: holder.kill())
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with only_one(tmp_path / "place", "takes it"):
+            assert len(asked) <= 3
+    finally:
+        signal.signal(signal.SIGALRM, before)

@@ -104,8 +104,10 @@ def test_how_jobs_end_and_start_again(cluster, tmp_path):
 
 def test_what_torchrun_is_told(cluster, tmp_path):
     (tmp_path / "site.sh").write_text("export FROM_SITE=site$NOT_SET\n")
+    # As many sites want it, the job gets little of the environment; srun hands on all of that.
+    export = "--export=DO,PYTHON,REAL_PYTHON,SRUN_ARGS,VISIONGRAFT_HOME,VISIONGRAFT_SITE"
     job = StandIn(
-        cluster, tmp_path / "job", "--gpus-per-node=2", "--cpus-per-task=3", do="0",
+        cluster, tmp_path / "job", "--gpus-per-node=2", "--cpus-per-task=3", export, do="0",
         NPROC_PER_NODE="", SRUN_ARGS="--label", VISIONGRAFT_SITE=str(tmp_path / "site.sh"),
     )  # fmt: skip
     log = job.end("COMPLETED", "0:0", 0)

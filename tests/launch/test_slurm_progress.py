@@ -18,6 +18,11 @@ def test_restarts_that_get_no_further_are_counted(tmp_path):
     assert counted == [1, 2, 0, 1, 2, 0]
 
 
+def test_a_file_that_a_killed_job_has_left_half_written_is_no_mark(tmp_path):
+    (tmp_path / "mark").write_text('{"mark": 4')
+    assert progress.count(tmp_path / "mark", 0) == 1
+
+
 def test_what_was_there_before_the_job_is_not_held_against_it(tmp_path):
     assert progress.count(tmp_path / "mark", 500) == 0
 

@@ -83,6 +83,11 @@ def test_commands(call: Any, command: str, program: str) -> None:
     assert (ROOT / program).is_file()
 
 
+def test_an_override_that_deletes_may_come_first(call: Any) -> None:
+    _, words = call(LOCAL, "~data.held_out.numbers", "seed=1")
+    assert words[-3:] == [f"{ROOT}/train/main.py", "~data.held_out.numbers", "seed=1"]
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
