@@ -5,6 +5,7 @@ the server is asked how many rows it has, and the sync's own log is looked at fo
 """
 
 import json
+import logging
 import os
 import re
 import signal
@@ -13,11 +14,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+from filelock import FileLock, Timeout
+
+from data.cache import cache_root, digest
 from launch.syncing.offline_runs import OfflineRun
 from launch.syncing.replay import Replay, run_record
 from launch.syncing.server import Server, SyncError
 
+log = logging.getLogger(__name__)
 # W&B would try for days: 7 attempts of each request, about 2 minutes, then the next call goes on.
 RETRIES = "6"
 RETRIED = ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")
@@ -35,6 +41,7 @@ class Sending:
         if record is None:
             raise SyncError("nothing is written of it yet")
         self.run, self.server, self.record = run, server, record
+        self._lock = _taken(server, record)
         self._temporary = tempfile.TemporaryDirectory(prefix="visiongraft-sync-")
         self.folder = Path(self._temporary.name)
         self.process: subprocess.Popen[bytes] | None = None
@@ -125,6 +132,7 @@ class Sending:
                     continue
                 break
         self._temporary.cleanup()
+        self._lock.release()
 
     def _start(self) -> None:
         command = ["beta", "sync", "--live"] if self.follows else ["sync"]
@@ -150,3 +158,24 @@ class Sending:
                 raise SyncError(f"W&B has {there} of {wanted} rows; the next call sends the rest")
             time.sleep(pause)
             pause = min(5, pause * 2)
+
+
+def _taken(server: Server, record: Any) -> FileLock:
+    """Return the lock of a run, taken: two that send it take each other's rows for their own.
+
+    Not beside the run, whose folder may be somebody else's, and copied.
+
+    Raises:
+        SyncError: another sync of this user holds it.
+    """
+    name = digest([server.url, record.entity or server.entity, record.project, record.run_id])
+    path = cache_root(None) / "syncing" / f"{name}.lock"
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise SyncError(f"another sync sends it ({path})") from error
+    except (OSError, NotImplementedError) as error:  # no locks there, or no home
+        log.warning("%s: not locked, so one sync at a time: %s", path, error)
+    return lock

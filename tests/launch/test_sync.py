@@ -182,6 +182,22 @@ def test_what_was_sent_is_not_looked_at_again(server, copies, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_at_once_send_every_row_once(server, copies):
+    folder = copies("whole")
+    both = [
+        subprocess.Popen(
+            command(folder), cwd=ROOT, env=os.environ | server.environment() | OF_TRAININGS,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    told = [process.communicate(timeout=60)[1] for process in both]
+    assert server.runs[run_id(folder)].steps == list(range(41)), told
+    assert sorted(process.returncode for process in both) == [0, 1], told
+    assert sum("another sync sends it" in text for text in told) == 1, told
+
+
+@pytest.mark.slow
 def test_another_server_has_nothing_of_it(server, copies):
     folder = copies("whole")
     note = folder / f"wandb/run-{run_id(folder)}.sent.json"
