@@ -131,7 +131,7 @@ LENGTH = [
 ]  # fmt: skip
 
 
-def test_a_run_that_is_preempted_and_loses_a_node(cluster, tmp_path):
+def test_a_run_that_is_preempted_and_loses_a_node(cluster, tmp_path, request):
     """It has in the end what one of two processes has that nothing disturbs, and so has a merge."""
     text = run("model=pico_text", *SHAPES, *TEXT, "stage=text", f"output_dir={tmp_path}/text")
     train = [*FAST, *grafted_on(text / "export"), *MIXED, "stage=scratch", *LENGTH, "tracker=wandb"]
@@ -148,6 +148,7 @@ def test_a_run_that_is_preempted_and_loses_a_node(cluster, tmp_path):
         [str(ROOT / "launch/local.sh"), *train, "output_dir=local"], cwd=tmp_path,
         env={**os.environ, **HERE, "NPROC_PER_NODE": "2"}, stderr=subprocess.DEVNULL,
     )  # fmt: skip
+    request.addfinalizer(local.terminate)  # where the test fails
     whole = submit("--nodes=2", "--partition=high", SCRIPT, *train, "output_dir=whole")
     broken = submit("--nodes=2", "--cpus-per-task=2", SCRIPT, *train, "output_dir=broken")
     log = tmp_path / f"slurm-{broken}.out"

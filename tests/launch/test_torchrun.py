@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +125,29 @@ def test_no_torch_ends_it(call: Any) -> None:
 # ---------------------------------------------------------------------------- real runs
 
 
+STARTED: "list[subprocess.Popen[str]]" = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on() -> Iterator[None]:
+    """End what a test that failed has left; a signal to the script ends torchrun too."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.terminate()
+            process.wait(timeout=100)
+
+
 def start(*overrides: str, **env: str) -> "subprocess.Popen[str]":
     """Start two processes of a tiny run, as somebody at a terminal does."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [LOCAL, *FAST, *SCENES, *SHAPES, *TOWER, "evaluation.generate=false", *overrides],
         env={**os.environ, "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1", **env}, text=True,
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
+    STARTED.append(process)
+    return process
 
 
 def wait_for_step(step: int, folder: Path, process: "subprocess.Popen[str]") -> None:
