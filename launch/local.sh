@@ -5,4 +5,4 @@
 #   NPROC_PER_NODE=2 launch/local.sh experiment=demo_text
 #
 # What else can be set, and the exit codes: launch/torchrun.sh.
-exec "$(dirname "${BASH_SOURCE[0]}")/torchrun.sh" --standalone -- "$@"
+exec "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/torchrun.sh" --standalone -- "$@"

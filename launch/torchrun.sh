@@ -52,7 +52,8 @@ if [[ -z ${OMP_NUM_THREADS:-} ]]; then
     export OMP_NUM_THREADS=$((cores > NPROC_PER_NODE ? cores / NPROC_PER_NODE : 1))
 fi
 
-VISIONGRAFT_EXIT_FILE=$(mktemp) || exit 1
+# $TMPDIR may be that of the machine where the job was submitted.
+VISIONGRAFT_EXIT_FILE=$(mktemp 2>/dev/null || TMPDIR=/tmp mktemp) || exit 1
 export VISIONGRAFT_EXIT_FILE
 trap 'rm -f "$VISIONGRAFT_EXIT_FILE"' EXIT
 

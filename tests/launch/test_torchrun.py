@@ -118,6 +118,14 @@ def test_exit_codes(call: Any, told: str, torchrun: str, code: int) -> None:
     assert done.returncode == code
 
 
+def test_from_anywhere(call: Any, tmp_path: Path) -> None:
+    """By a link, and with the $TMPDIR of another machine."""
+    link = tmp_path / "a link"
+    link.symlink_to(LOCAL)
+    done, _ = call(str(link), TELL="75\n", CODE="1", TMPDIR="/nowhere")
+    assert done.returncode == 75, done.stderr
+
+
 def test_no_torch_ends_it(call: Any) -> None:
     assert call(LOCAL, NO_TORCH="3")[0].returncode == 1
 
