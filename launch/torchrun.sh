@@ -13,6 +13,7 @@
 #   SHUTDOWN_SECONDS   between a signal and SIGKILL: a step and a checkpoint; default 300
 #   PYTHON             default: that of the project's .venv, else python3
 set -uo pipefail
+{ # read as a whole before it starts: it runs for days, and may be edited meanwhile
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 [[ -z ${PYTHON:-} && -x $root/.venv/bin/python ]] && PYTHON=$root/.venv/bin/python
@@ -91,3 +92,4 @@ if ((code)) && [[ -n $told && $told != 0 ]]; then
     code=$told
 fi
 exit "$code"
+}
