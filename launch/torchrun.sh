@@ -56,6 +56,10 @@ VISIONGRAFT_EXIT_FILE=$(mktemp) || exit 1
 export VISIONGRAFT_EXIT_FILE
 trap 'rm -f "$VISIONGRAFT_EXIT_FILE"' EXIT
 
+# torch 2.13's store in the agent keeps what a start has written: processes that torchrun starts again
+# would look for each other where they were before (github.com/pytorch/pytorch/issues/135712).
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-1}
+
 set -m # a process group of its own: Ctrl-C comes once, from here
 "$PYTHON" -m torch.distributed.run \
     --nproc-per-node "$NPROC_PER_NODE" \

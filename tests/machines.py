@@ -1,4 +1,4 @@
-"""Several machines on this one: network namespaces, each with an address and a host name of its own.
+"""Several machines on this one: network namespaces, each with its own address and host name.
 
 A switch joins them. They share disk and processors, as nodes share a file system. What runs on one
 sees no address of the test's own machine; a machine can be killed, and cut off without a word.

@@ -1,0 +1,108 @@
+"""A run of several processes that loses one: how long the others wait, and what they say.
+
+gloo raises at once where the connection is closed, and after `engine.timeout_seconds` where nothing
+comes any more. NCCL raises nothing: its watchdog aborts the process then, with its own message.
+"""
+
+import contextlib
+import re
+import socket
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+from torch import distributed
+from torch.distributed import distributed_c10d
+
+from configs.errors import LostProcessError, VisiongraftError, first_line
+from train.ranks import num_ranks, rank
+from train.saving.checkpoints import newest_checkpoint
+
+# What gloo and NCCL say of another process. Ranks that disagree, or a GPU without memory, also come
+# as their errors: those are mistakes of this process.
+SIGNS = re.compile(
+    r"connection closed by peer|connection reset by peer|broken pipe|connection refused"
+    r"|no route to host|(network|host) is unreachable|connection timed out"
+    r"|timed out waiting|connect timeout|application timeout|timeout caused pair closure"
+    r"|ncclRemoteError|remote process exited|collective operation timeout|wait timeout"
+    r"|monitoredBarrier",
+    re.IGNORECASE,
+)
+SOURCE = re.compile(r"\[\S+\.(cc|cpp|h):\d+\] ?")  # where in gloo a message comes from
+TIMED_OUT = re.compile(r"time(d)? ?out", re.IGNORECASE)
+MEANING = (
+    "\n  another process has died, or its machine or the network has failed; its own log says "
+    "more: the first error of all logs is the cause"
+)
+TOO_SLOW = (
+    "\n  nothing came for engine.timeout_seconds={seconds:g}: it has gone without a word, hangs, "
+    "or is slow and needs a higher value"
+)
+
+
+def set_group_timeouts(seconds: float) -> None:
+    """Let every group of processes wait that long, also those that libraries make.
+
+    DeepSpeed makes a copy of the whole group, and torch gives that 30 minutes (10 with NCCL),
+    whatever the first was given. There is no public way.
+    """
+    timeout = timedelta(seconds=seconds)
+    distributed_c10d.default_pg_timeout = timeout
+    distributed_c10d.default_pg_nccl_timeout = timeout
+
+
+@contextlib.contextmanager
+def told_when_lost(
+    timeout_seconds: float, checkpoints: Path, step: Callable[[], int | None]
+) -> Iterator[None]:
+    """Turn what torch raises when another process is gone into one LostProcessError.
+
+    Args:
+        timeout_seconds: engine.timeout_seconds.
+        checkpoints: folder of the run's checkpoints.
+        step: the last step that this process has ended; None: it was not training yet.
+
+    Raises:
+        LostProcessError: with this rank and host, the step, the peer, and what to do.
+    """
+    try:
+        yield
+    except VisiongraftError:  # this process's own reason, or told already
+        raise
+    except Exception as error:
+        said = lost_reason(error)
+        if num_ranks() == 1 or said is None:
+            raise
+        done = step()
+        when = "before the first step" if done is None else f"after step {done}"
+        late = TOO_SLOW.format(seconds=timeout_seconds) if TIMED_OUT.search(said) else ""
+        raise LostProcessError(
+            f"{who_am_i()} has lost another process {when}: {said}{late}{MEANING}"
+            f"\n  {what_to_do(checkpoints)}"
+        ) from error
+
+
+def lost_reason(error: BaseException) -> str | None:
+    """Return what torch says of a lost process; None where an error tells of something else."""
+    network = (distributed.DistNetworkError, distributed.DistStoreError)
+    text = first_line(error)
+    if isinstance(error, network) or (isinstance(error, RuntimeError) and SIGNS.search(text)):
+        return SOURCE.sub("", text).strip()
+    return None
+
+
+def who_am_i() -> str:
+    """Return rank and machine of this process, for people."""
+    return f"rank {rank()} of {num_ranks()} on {socket.gethostname()}"
+
+
+def what_to_do(checkpoints: Path) -> str:
+    """Return how a run goes on that has lost a process."""
+    newest = None
+    with contextlib.suppress(VisiongraftError, OSError):
+        newest = newest_checkpoint(checkpoints)
+    start = f"go on from {newest}" if newest else "start anew, for there is no checkpoint yet"
+    return (
+        f"all processes {start}: torchrun does that itself while --max-restarts are left "
+        "(MAX_RESTARTS of launch/torchrun.sh); otherwise run the same command again"
+    )
