@@ -28,7 +28,8 @@ SIGNS = re.compile(
     r"|monitoredBarrier",
     re.IGNORECASE,
 )
-SOURCE = re.compile(r"\[\S+\.(cc|cpp|h):\d+\] ?")  # where in gloo a message comes from
+# Where in gloo a message comes from, and what torch adds to each.
+NOISE = re.compile(r"\[\S+\.(cc|cpp|h):\d+\] ?|\. This is typically caused by .*")
 TIMED_OUT = re.compile(r"time(d)? ?out", re.IGNORECASE)
 MEANING = (
     "\n  another process has died, or its machine or the network has failed; its own log says "
@@ -87,7 +88,7 @@ def lost_reason(error: BaseException) -> str | None:
     network = (distributed.DistNetworkError, distributed.DistStoreError)
     text = first_line(error)
     if isinstance(error, network) or (isinstance(error, RuntimeError) and SIGNS.search(text)):
-        return SOURCE.sub("", text).strip()
+        return NOISE.sub("", text).strip()
     return None
 
 
