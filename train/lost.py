@@ -6,7 +6,9 @@ comes any more. NCCL raises nothing: its watchdog aborts the process then, with 
 
 import contextlib
 import re
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +17,7 @@ from torch import distributed
 from torch.distributed import distributed_c10d
 
 from configs.errors import LostProcessError, VisiongraftError, first_line
-from train.ranks import num_ranks, rank
+from train.ranks import is_under_torchrun, num_ranks, rank
 from train.saving.checkpoints import newest_checkpoint
 
 # What gloo and NCCL say of another process. Ranks that disagree, or a GPU without memory, also come
@@ -31,6 +33,7 @@ SIGNS = re.compile(
 # Where in gloo a message comes from, and what torch adds to each.
 NOISE = re.compile(r"\[\S+\.(cc|cpp|h):\d+\] ?|\. This is typically caused by .*")
 TIMED_OUT = re.compile(r"time(d)? ?out", re.IGNORECASE)
+EXIT_SECONDS = 30  # between the message and the end
 MEANING = (
     "\n  another process has died, or its machine or the network has failed; its own log says "
     "more: the first error of all logs is the cause"
@@ -81,6 +84,21 @@ def told_when_lost(
             f"{who_am_i()} has lost another process {when}: {said}{late}{MEANING}"
             f"\n  {what_to_do(checkpoints)}"
         ) from error
+
+
+@contextlib.contextmanager
+def ended_when_lost() -> Iterator[None]:
+    """Let the kernel end a process of torchrun that has lost another, and whose exit waits for it.
+
+    Libraries of GPUs clean up as they are unloaded, after Python has ended.
+    """
+    try:
+        yield
+    except LostProcessError:
+        if is_under_torchrun() and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(EXIT_SECONDS)
+        raise
 
 
 def lost_reason(error: BaseException) -> str | None:

@@ -17,7 +17,7 @@ from configs.schema import DEEPSPEED, EngineKind, NonFinite, Quantization, Train
 from data.build import TrainingData, build_training_data
 from train.arguments import build_arguments
 from train.engines import check_ranks
-from train.lost import told_when_lost
+from train.lost import ended_when_lost, told_when_lost
 from train.measuring.evaluation import HeldOut
 from train.measuring.held_out import prepare_held_out
 from train.measuring.results import Results
@@ -85,9 +85,10 @@ def train(config: TrainConfig) -> None:
     checkpoint = newest_checkpoint(folder.checkpoints)
     if checkpoint is not None:
         check_resume(checkpoint, keeping)
-    run = prepare(config, folder, checkpoint, keeping)
-    with told_when_full("the run folder", folder.path), run.told_when_lost(lambda: None):
-        train_and_export(run)
+    with ended_when_lost(), told_when_full("the run folder", folder.path):
+        run = prepare(config, folder, checkpoint, keeping)
+        with run.told_when_lost(lambda: None):
+            train_and_export(run)
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,7 @@ def prepare(
         for line in fresh_parts(config):
             log.warning("note: %s", line)
         if rank() == 0:
-            with told_when_full("the run folder", folder.path):
-                open_folder(run)
+            open_folder(run)
     return run
 
 
