@@ -17,36 +17,37 @@ import threading
 import time
 from pathlib import Path
 
-from torch.distributed import run
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.rendezvous.api import (
-    RendezvousClosedError,
-    RendezvousConnectionError,
-    RendezvousTimeoutError,
-)
-
 LOST_SECONDS = int(os.environ.get("LOST_SECONDS", "60"))
+LEVEL = "TORCH_CPP_LOG_LEVEL"  # read when torch is imported
 STOPPED = "75"  # exit code of a run that a signal has stopped: Preempted, in configs/errors.py
 LAST_SECONDS = 3.0  # that the other processes of a machine have to end too
 AGAIN = "run the same command again on every machine, to go on from the last checkpoint"
 REASONS = {
-    RendezvousConnectionError: (
+    "RendezvousConnectionError": (
         "the rendezvous host does not answer: it or the network is gone, or it was never there"
     ),
-    RendezvousTimeoutError: "not all machines have come within JOIN_SECONDS",
-    RendezvousClosedError: "another machine has ended the run",
+    "RendezvousTimeoutError": "not all machines have come within JOIN_SECONDS",
+    "RendezvousClosedError": "another machine has ended the run",
 }
 
 
 def main() -> None:
     """Run torchrun; tell in one line what it cannot go on without."""
+    before = os.environ.get(LEVEL)
+    os.environ[LEVEL] = before or "ERROR"  # else each try to reach a lost host is thirty lines
+    from torch.distributed import run
+
+    os.environ.pop(LEVEL) if before is None else None  # it is for this process alone
     threading.Thread(target=watch, daemon=True, name="watch").start()
     try:
         run.main()
-    except tuple(REASONS) as error:
-        sys.exit(f"\nerror: torchrun on {socket.gethostname()}: {REASONS[type(error)]}; {AGAIN}")
-    except SignalException as stop:
-        sys.exit(f"\ntorchrun on {socket.gethostname()}: ended by {stop.sigval.name}")
+    except Exception as error:
+        host, kind = socket.gethostname(), type(error).__name__
+        if kind == "SignalException":
+            sys.exit(f"\ntorchrun on {host}: {error}")
+        if kind not in REASONS:
+            raise
+        sys.exit(f"\nerror: torchrun on {host}: {REASONS[kind]}; {AGAIN}")
 
 
 def watch() -> None:

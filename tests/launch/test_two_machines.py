@@ -1,11 +1,11 @@
-"""Two machines train one model: killed, cut off, stopped and slow, and it is the run of one machine.
+"""Two machines train one model: killed, cut off, stopped, slow, and it is the run of one machine.
 
 The machines are network namespaces (tests/machines.py) that share this one's disk and processors.
 For each engine one run goes through all of it, on from checkpoint to checkpoint.
 """
 
 import os
-import shutil
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
 ]
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT = 15.0  # engine.timeout_seconds
+TIMEOUT = 15  # engine.timeout_seconds
 LOST = 5  # LOST_SECONDS of launch/torchrun.sh
 BUSY = 25.0  # seconds that what is not a wait may take on two busy cores; measured: 8
 RUN = [
@@ -167,7 +167,9 @@ def tell(engine: str, folder: Path, machines: Machines) -> Story:
     first, _ = story.start_both("killed", "broken", MAX_RESTARTS="1")
     story.wait(story.is_held(1, "3"))
     machines.kill("n2")
-    story.seconds["told of the kill"] = story.wait(story.told("killed-n1", "all processes go on from"))
+    story.seconds["told of the kill"] = story.wait(
+        story.told("killed-n1", "all processes go on from")
+    )
     story.hold(1, "5")
     second = story.start("n2", "again", "broken")
     story.wait(story.is_held(1, "5"))
@@ -176,9 +178,9 @@ def tell(engine: str, folder: Path, machines: Machines) -> Story:
     story.end("cut", [first, second])
     machines.plug_in_again("n2")
 
-    story.hold(1, "6")
+    story.hold(0, "6")  # this one, for who waits in a collective notes a signal afterwards
     both = story.start_both("stopped", "broken", MAX_RESTARTS="1")
-    story.wait(story.is_held(1, "6"))
+    story.wait(story.is_held(0, "6"))
     both[0].send_signal(signal.SIGTERM)
     story.wait(story.told("stopped-n1", "SIGTERM: a checkpoint follows this step"))
     story.go()
@@ -201,3 +203,51 @@ def test_two_machines_learn_what_two_processes_learn(story):
     assert sorted(losses(two)) == list(range(1, 10))
     assert metrics(two) == metrics(one)
     assert same_weights(two / "export", one / "export")
+
+
+def test_who_is_slow_before_the_processes_meet_is_named(story):
+    assert "waiting for rank 1 on n2: reading data (" in story.log("unbroken-n1")
+
+
+def test_who_is_left_tells_of_a_machine_that_was_killed(story):
+    assert story.seconds["told of the kill"] < BUSY
+    message = (
+        r"error: rank 0 of 2 on n1 has lost another process after step 3: \S.*\n"
+        r"  another process has died, or its machine or the network has failed; .*\n"
+        r"  all processes go on from \S+/checkpoint-2: torchrun does that itself while "
+        r"--max-restarts are left \(MAX_RESTARTS of .*\); otherwise run the same command again\n"
+    )
+    told = story.log("killed-n1")
+    assert re.search(message, told)
+    assert "[10.77.0.2]" in told  # its address, by gloo
+
+
+def test_all_go_on_when_it_is_back(story):
+    """torchrun on the first machine starts its process again, by MAX_RESTARTS."""
+    assert re.search(r"going on from \S+/checkpoint-2\n", story.log("killed-n1"))
+
+
+def test_nobody_waits_longer_than_asked_where_the_cable_is_cut(story):
+    assert story.codes["cut"] == [1, 1]
+    assert story.seconds["cut"] < TIMEOUT + LOST + BUSY
+    for name, which in (("killed-n1", "rank 0 of 2 on n1"), ("again-n2", "rank 1 of 2 on n2")):
+        message = (
+            rf"error: {which} has lost another process after step 5: Timed out waiting 15000ms .*\n"
+            r"  nothing came for engine\.timeout_seconds=15: it has gone without a word, "
+        )
+        assert re.search(message, story.log(name))
+    assert "error: torchrun on n2: the rendezvous host does not answer" in story.log("again-n2")
+
+
+def test_a_signal_to_one_machine_stops_both(story):
+    """With exit code 75, and without starting again, though --max-restarts are left."""
+    assert re.search(r"stopped by SIGTERM after step 7; .*checkpoint-7", story.log("stopped-n1"))
+    assert story.codes["stopped"] == [75, 75]
+    assert story.seconds["stopped"] < BUSY
+
+
+def test_what_became_of_it_is_the_unbroken_run(story):
+    assert story.codes["last"] == [0, 0]
+    broken, unbroken = story.folder / "broken", story.folder / "unbroken"
+    assert metrics(broken) == metrics(unbroken)
+    assert same_weights(broken / "export", unbroken / "export")
