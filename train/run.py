@@ -17,6 +17,7 @@ from configs.schema import DEEPSPEED, EngineKind, NonFinite, Quantization, Train
 from data.build import TrainingData, build_training_data
 from train.arguments import build_arguments
 from train.engines import check_ranks
+from train.leave import leave_together
 from train.lost import ended_when_lost, told_when_lost
 from train.measuring.evaluation import HeldOut
 from train.measuring.held_out import prepare_held_out
@@ -179,6 +180,7 @@ def train_and_export(run: Run) -> None:
             tracker.log_model(folder.export, "model", label="export")
             if rank() == 0:
                 folder.close(steps=run.num_steps, seconds=round(seconds, 1))
+            leave_together(config.engine.timeout_seconds)
         ended = {}
     except Preempted:
         ended = {"preempted": True}

@@ -4,6 +4,7 @@ The machines are network namespaces (tests/machines.py) that share this one's di
 For each engine one run goes through all of it, on from checkpoint to checkpoint.
 """
 
+import json
 import os
 import re
 import signal
@@ -49,9 +50,17 @@ def hold(where):
 def in_trainer(module):
     fetch = module.GraftTrainer.get_batch_samples
     def held(self, *args):
+        if self.state.global_step == 1:
+            write_timeouts()
         hold(self.state.global_step)
         return fetch(self, *args)
     module.GraftTrainer.get_batch_samples = held
+def write_timeouts():
+    import torch
+    from torch.distributed import distributed_c10d
+    backends = [g._get_backend(torch.device("cpu")) for g in distributed_c10d._world.pg_map]
+    told = [backend.options._timeout.total_seconds() for backend in backends]
+    (place / f"timeouts-{os.environ['RANK']}").write_text(repr(told))
 def in_run(module):
     build = module.build_training_data
     def held(*args, **kwargs):
@@ -237,6 +246,13 @@ def test_nobody_waits_longer_than_asked_where_the_cable_is_cut(story):
         )
         assert re.search(message, story.log(name))
     assert "error: torchrun on n2: the rendezvous host does not answer" in story.log("again-n2")
+
+
+def test_every_group_waits_as_long_as_asked(story):
+    """The whole, ours for signals, and the copy of the whole that DeepSpeed makes."""
+    for rank in (0, 1):
+        timeouts = json.loads((story.place / f"timeouts-{rank}").read_text())
+        assert timeouts == [TIMEOUT] * {"ddp": 2, "zero3": 3}[story.engine]
 
 
 def test_a_signal_to_one_machine_stops_both(story):

@@ -12,6 +12,7 @@ import pytest
 from torch import distributed
 
 from configs.errors import DataError
+from train.leave import leave_together
 from train.roll_call import open_store, roll_call
 
 pytestmark = pytest.mark.timeout(60)
@@ -21,7 +22,8 @@ HOST = socket.gethostname()
 
 def member(rank: int, fate: str, port: int, results: Any) -> None:
     """Be one of two processes. `fate` happens to the one whose number it ends with."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"LOCAL_RANK": "0", "GROUP_WORLD_SIZE": "2"}  # each on a machine of its own
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     open_store.cache_clear()
     try:
@@ -36,6 +38,11 @@ def member(rank: int, fate: str, port: int, results: Any) -> None:
                 time.sleep(2 * SECONDS)
         distributed.init_process_group("gloo", timeout=timedelta(seconds=20))
         distributed.barrier()
+        if fate == "export":
+            time.sleep(2 * (1 - rank))  # the first one exports
+            begun = time.monotonic()
+            leave_together(SECONDS)
+            assert (time.monotonic() - begun > 1.5) is (rank == 1)
         results.put((rank, "met"))
     except Exception as error:
         results.put((rank, f"{type(error).__name__}: {error}"))
@@ -64,6 +71,11 @@ def told(fate: str) -> tuple[dict[int, str], float]:
 def test_all_come_and_form_the_group():
     """On the same port."""
     assert told("nothing")[0] == {0: "met", 1: "met"}
+
+
+def test_a_machine_stays_while_the_first_exports():
+    """Else the torchrun that leaves may be the rendezvous host."""
+    assert told("export")[0] == {0: "met", 1: "met"}
 
 
 @pytest.mark.slow
