@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from train.ranks import num_ranks, rank
-from train.roll_call import has_store, open_store
+from train.store import has_store, open_store
 
 POLL_SECONDS = 0.5
 LAST_SECONDS = 10.0  # that the first process, and the store with it, stay for the others

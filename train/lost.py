@@ -57,17 +57,17 @@ def set_group_timeouts(seconds: float) -> None:
 
 @contextlib.contextmanager
 def told_when_lost(
-    timeout_seconds: float, checkpoints: Path, step: Callable[[], int | None]
+    when: Callable[[], str], remedy: Callable[[], str], *, timeout_seconds: float | None = None
 ) -> Iterator[None]:
     """Turn what torch raises when another process is gone into one LostProcessError.
 
     Args:
-        timeout_seconds: engine.timeout_seconds.
-        checkpoints: folder of the run's checkpoints.
-        step: the last step that this process has ended; None: it was not training yet.
+        when: how far this process has come, such as "after step 3".
+        remedy: what to do.
+        timeout_seconds: engine.timeout_seconds, where there is that key.
 
     Raises:
-        LostProcessError: with this rank and host, the step, the peer, and what to do.
+        LostProcessError: with this rank and host, how far it came, the peer, and what to do.
     """
     try:
         yield
@@ -77,12 +77,11 @@ def told_when_lost(
         said = lost_reason(error)
         if num_ranks() == 1 or said is None:
             raise
-        done = step()
-        when = "before the first step" if done is None else f"after step {done}"
-        late = TOO_SLOW.format(seconds=timeout_seconds) if TIMED_OUT.search(said) else ""
+        is_late = TIMED_OUT.search(said) and timeout_seconds is not None
+        late = TOO_SLOW.format(seconds=timeout_seconds) if is_late else ""
         raise LostProcessError(
-            f"{who_am_i()} has lost another process {when}: {said}{late}{MEANING}"
-            f"\n  {what_to_do(checkpoints)}"
+            f"rank {rank()} of {num_ranks()} on {socket.gethostname()} has lost another process "
+            f"{when()}: {said}{late}{MEANING}\n  {remedy()}"
         ) from error
 
 
@@ -108,11 +107,6 @@ def lost_reason(error: BaseException) -> str | None:
     if isinstance(error, network) or (isinstance(error, RuntimeError) and SIGNS.search(text)):
         return NOISE.sub("", text).strip()
     return None
-
-
-def who_am_i() -> str:
-    """Return rank and machine of this process, for people."""
-    return f"rank {rank()} of {num_ranks()} on {socket.gethostname()}"
 
 
 def what_to_do(checkpoints: Path) -> str:

@@ -6,7 +6,6 @@ a million rows may take an hour, but what says nothing for `engine.timeout_secon
 """
 
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -14,20 +13,19 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from typing import Any
 
 from torch import distributed
 
 from configs.errors import LostProcessError, first_line
 from train.ranks import num_ranks, rank
+from train.store import has_store, open_store
 
 log = logging.getLogger(__name__)
 BEAT_SECONDS = 0.5  # between two signs of life
 TELL_SECONDS = 30.0  # between two lines of the log
 MOST_SHOWN = 4  # of those who are missing
-HERE, ENDED, SILENT = "waiting for the others", "ended", "has told nothing"
-VERDICT = "verdict"
+HERE, ENDED, VERDICT = "waiting for the others", "ended", "verdict"
 
 
 @contextlib.contextmanager
@@ -54,27 +52,6 @@ def roll_call(timeout_seconds: float) -> Iterator[Callable[[str], None]]:
         member.has_left.set()
 
 
-def has_store() -> bool:
-    """Whether torchrun names a store that no earlier start has written to (launch/torchrun.sh)."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-    return "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ
-
-
-@functools.cache  # kept open: the group finds it by its port
-def open_store() -> Any:
-    """Return the store; where torchrun does not serve it the first process does."""
-    store = distributed.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
-        timeout=timedelta(seconds=TELL_SECONDS),
-        wait_for_workers=False,
-        multi_tenant=True,
-    )
-    return distributed.PrefixStore("roll_call", store)
-
-
 class Member:
     """This process's signs of life, and what it hears: the first of all, the others of the first.
 
@@ -83,7 +60,7 @@ class Member:
 
     def __init__(self) -> None:
         """Begin to give signs: the first process may not be there for a while."""
-        self.heard: dict[int, list[Any]] = {n: ["?", SILENT, 0] for n in range(num_ranks())}
+        self.heard: dict[int, list[Any]] = {n: ["", "", 0] for n in range(num_ranks())}
         self.heard[0][0] = os.environ["MASTER_ADDR"]
         self.others = [str(other) for other in self.heard if (other == 0) != (rank() == 0)]
         self.when = dict.fromkeys(self.heard, time.monotonic())
@@ -100,9 +77,9 @@ class Member:
         self.doing, told = HERE, time.monotonic()
         while not self.verdict:
             now = time.monotonic()
-            missing = [other for other in map(int, self.others) if self.heard[other][1] != HERE]
-            ended = [other for other in missing if self.heard[other][1].startswith(ENDED)]
-            silent = [other for other in missing if now - self.when[other] > timeout_seconds]
+            missing = [n for n in map(int, self.others) if rank() or self.heard[n][1] != HERE]
+            ended = [n for n in missing if self.heard[n][1].startswith(ENDED)]
+            silent = [n for n in missing if now - self.when[n] > timeout_seconds]
             if rank() == 0 and not missing:
                 self.verdict = HERE
             elif ended:
@@ -121,12 +98,11 @@ class Member:
 
     def named(self, others: list[int]) -> str:
         """Return who they are, where, what they told last, and when."""
-        now = time.monotonic()
-        lines = [
-            f"rank {other} on {self.heard[other][0]}: {self.heard[other][1]} "
-            f"({now - self.when[other]:.0f} s ago)"
-            for other in others
-        ]
+        lines = []
+        for other in others:
+            (host, doing, beats), age = self.heard[other], time.monotonic() - self.when[other]
+            word = f"{doing} ({age:.0f} s ago)" if beats else f"no word for {age:.0f} s"
+            lines.append(f"rank {other}{host and f' on {host}'}: {word}")
         more = [f"{len(lines) - MOST_SHOWN} more"] if len(lines) > MOST_SHOWN else []
         return "; ".join([*lines[:MOST_SHOWN], *more])
 

@@ -18,7 +18,7 @@ from data.build import TrainingData, build_training_data
 from train.arguments import build_arguments
 from train.engines import check_ranks
 from train.leave import leave_together
-from train.lost import ended_when_lost, told_when_lost
+from train.lost import ended_when_lost, told_when_lost, what_to_do
 from train.measuring.evaluation import HeldOut
 from train.measuring.held_out import prepare_held_out
 from train.measuring.results import Results
@@ -88,7 +88,7 @@ def train(config: TrainConfig) -> None:
         check_resume(checkpoint, keeping)
     with ended_when_lost(), told_when_full("the run folder", folder.path):
         run = prepare(config, folder, checkpoint, keeping)
-        with run.told_when_lost(lambda: None):
+        with run.told_when_lost(lambda: "before the first step"):
             train_and_export(run)
 
 
@@ -108,9 +108,10 @@ class Run:
     checkpoint: Path | None  # to go on from
     keeping: Keeping
 
-    def told_when_lost(self, step: Callable[[], int | None]) -> AbstractContextManager[None]:
-        """Tell of a lost process, after the step that `step` returns."""
-        return told_when_lost(self.config.engine.timeout_seconds, self.folder.checkpoints, step)
+    def told_when_lost(self, when: Callable[[], str]) -> AbstractContextManager[None]:
+        """Tell of a lost process, and how far this one came."""
+        remedy = partial(what_to_do, self.folder.checkpoints)
+        return told_when_lost(when, remedy, timeout_seconds=self.config.engine.timeout_seconds)
 
 
 def prepare(
@@ -166,7 +167,7 @@ def train_and_export(run: Run) -> None:
     callback.trainer, trainer.on_saving = trainer, callback.before_saving
     ended: dict[str, bool] = {"failed": True}
     try:
-        with stop, run.told_when_lost(lambda: trainer.state.global_step):
+        with stop, run.told_when_lost(lambda: f"after step {trainer.state.global_step}"):
             start = time.perf_counter()
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             seconds = time.perf_counter() - start

@@ -129,6 +129,7 @@ class Story:
         begun = time.monotonic()
         self.codes[part] = [process.wait(timeout=120) for process in processes]
         self.seconds[part] = time.monotonic() - begun
+        print(f"{self.engine}: {part} {self.codes[part]} {self.seconds[part]:.1f} s")
 
     def hold(self, rank: int, where: str) -> None:
         """Have a rank stop after a step, or before it reads "data"."""
@@ -164,8 +165,6 @@ class Story:
 def tell(engine: str, folder: Path, machines: Machines) -> Story:
     """Go through all that can happen to a run."""
     story = Story(engine, folder, machines)
-    story.end("local", [story.start("local", "local", "local")])
-
     story.hold(1, "data")
     both = story.start_both("unbroken", "unbroken")
     story.wait(story.told("unbroken-n1", "waiting for rank 1"))
@@ -184,9 +183,19 @@ def tell(engine: str, folder: Path, machines: Machines) -> Story:
     story.wait(story.is_held(1, "5"))
     machines.cut_off("n2")
     story.go()
+    alone = story.start("local", "local", "local")  # while these wait
     story.end("cut", [first, second])
     machines.plug_in_again("n2")
+    story.end("local", [alone])
 
+    if engine == "ddp":
+        stop(story)
+    story.end("last", story.start_both("last", "broken"))
+    return story
+
+
+def stop(story: Story) -> None:
+    """Stop a run by a signal to the first machine."""
     story.hold(0, "6")  # this one, for who waits in a collective notes a signal afterwards
     both = story.start_both("stopped", "broken", MAX_RESTARTS="1")
     story.wait(story.is_held(0, "6"))
@@ -194,8 +203,6 @@ def tell(engine: str, folder: Path, machines: Machines) -> Story:
     story.wait(story.told("stopped-n1", "SIGTERM: a checkpoint follows this step"))
     story.go()
     story.end("stopped", both)
-    story.end("last", story.start_both("last", "broken"))
-    return story
 
 
 @pytest.fixture(scope="module", params=["ddp", "zero3"])
@@ -257,6 +264,8 @@ def test_every_group_waits_as_long_as_asked(story):
 
 def test_a_signal_to_one_machine_stops_both(story):
     """With exit code 75, and without starting again, though --max-restarts are left."""
+    if story.engine != "ddp":
+        pytest.skip("by the same code: once is enough")
     assert re.search(r"stopped by SIGTERM after step 7; .*checkpoint-7", story.log("stopped-n1"))
     assert story.codes["stopped"] == [75, 75]
     assert story.seconds["stopped"] < BUSY

@@ -8,7 +8,7 @@ from torch import distributed
 from torch.distributed import distributed_c10d
 
 from configs.errors import DataError, LostProcessError
-from train.lost import lost_reason, set_group_timeouts, told_when_lost
+from train.lost import lost_reason, set_group_timeouts, told_when_lost, what_to_do
 
 # As torch 2.13 words them; those of NCCL from its sources, for there is none here.
 LOST = {
@@ -26,6 +26,7 @@ LOST = {
         "NCCL error in: ../NCCLUtils.hpp:275, remote process exited or there was a network error"
     ),
 }
+TOLD = (lambda: "after step 3", lambda: "run the same command again")
 OWN = [
     RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("[enforce fail at pair.cc:446] op.preamble.length <= op.nbytes. 8 vs 4"),
@@ -48,35 +49,40 @@ def test_what_torch_says_of_a_lost_process(text):
 
 
 @pytest.mark.parametrize("error", OWN, ids=str)
-def test_what_is_no_lost_process_stays_as_it_is(error, two_ranks, tmp_path):
-    with pytest.raises(type(error)) as caught, told_when_lost(15, tmp_path, lambda: 3):
+def test_what_is_no_lost_process_stays_as_it_is(error, two_ranks):
+    with pytest.raises(type(error)) as caught, told_when_lost(*TOLD):
         raise error
     assert caught.value is error
 
 
-def test_the_message(two_ranks, tmp_path):
+def test_the_message(two_ranks):
     message = (
         r"^rank 1 of 2 on n2 has lost another process after step 3: Connection reset by peer\n"
         r"  another process has died, .* the first error of all logs is the cause\n"
-        r"  all processes start anew, for there is no checkpoint yet: torchrun does that itself "
-        r".*; otherwise run the same command again$"
+        r"  run the same command again$"
     )
-    with pytest.raises(LostProcessError, match=message), told_when_lost(15, tmp_path, lambda: 3):
+    with pytest.raises(LostProcessError, match=message), told_when_lost(*TOLD):
         raise RuntimeError("Connection reset by peer")
     with (
-        pytest.raises(LostProcessError, match=r"before the first step: .*\n.*_seconds=0\.5"),
-        told_when_lost(0.5, tmp_path, lambda: None),
+        pytest.raises(LostProcessError, match=r"after step 3: .*\n.*_seconds=0\.5"),
+        told_when_lost(*TOLD, timeout_seconds=0.5),
     ):
         raise distributed.DistStoreError("wait timeout after 500ms")
 
 
-def test_a_ranks_own_error_is_its_own(two_ranks, tmp_path):
-    with pytest.raises(DataError, match="row 7"), told_when_lost(15, tmp_path, lambda: 3):
+def test_what_to_do_without_a_checkpoint(tmp_path):
+    assert what_to_do(tmp_path).startswith(
+        "all processes start anew, for there is no checkpoint yet: torchrun does that itself while "
+    )
+
+
+def test_a_ranks_own_error_is_its_own(two_ranks):
+    with pytest.raises(DataError, match="row 7"), told_when_lost(*TOLD):
         raise DataError("row 7: Connection closed by peer")
 
 
-def test_one_process_has_lost_nobody(tmp_path):
-    with pytest.raises(RuntimeError, match="reset"), told_when_lost(15, tmp_path, lambda: 3):
+def test_one_process_has_lost_nobody():
+    with pytest.raises(RuntimeError, match="reset"), told_when_lost(*TOLD):
         raise RuntimeError("Connection reset by peer")
 
 

@@ -13,7 +13,8 @@ from torch import distributed
 
 from configs.errors import DataError
 from train.leave import leave_together
-from train.roll_call import open_store, roll_call
+from train.roll_call import roll_call
+from train.store import open_store
 
 pytestmark = pytest.mark.timeout(60)
 SECONDS = 3.0  # of silence
