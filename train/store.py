@@ -1,6 +1,7 @@
 """The store by which torchrun's processes find each other, before and after they are a group."""
 
 import functools
+import logging
 import os
 from datetime import timedelta
 from typing import Any
@@ -9,13 +10,20 @@ from torch import distributed
 
 from train.ranks import rank
 
+log = logging.getLogger(__name__)
 CONNECT_SECONDS = 30.0  # of one try
 
 
 def has_store() -> bool:
     """Whether torchrun names a store that no earlier start has written to (launch/torchrun.sh)."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    is_old = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if is_old and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        log.warning(
+            "torchrun's store keeps what was written before it started the processes again, which "
+            "may look for each other in vain: use launch/torchrun.sh, or set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+        )
+        return False
     return "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ
 
 
