@@ -59,7 +59,9 @@ VISIONGRAFT_EXIT_FILE=$(mktemp) || exit 1
 export VISIONGRAFT_EXIT_FILE
 trap 'rm -f "$VISIONGRAFT_EXIT_FILE"' EXIT
 
+# torchrun's own variable, which an operator of Kubernetes may have set; --rdzv-conf stands above it.
 JOIN_SECONDS=${JOIN_SECONDS:-600}
+export PET_RDZV_CONF=${PET_RDZV_CONF:-join_timeout=$JOIN_SECONDS,read_timeout=$JOIN_SECONDS}
 # torch 2.13's store in the agent keeps what a start has written: processes that torchrun starts again
 # would look for each other where they were before (github.com/pytorch/pytorch/issues/135712).
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-1}
@@ -68,7 +70,6 @@ set -m # a process group of its own: Ctrl-C comes once, from here
 "$PYTHON" "$root/launch/agent.py" \
     --nproc-per-node "$NPROC_PER_NODE" \
     --max-restarts "${MAX_RESTARTS:-0}" \
-    --rdzv-conf "join_timeout=$JOIN_SECONDS,read_timeout=$JOIN_SECONDS" \
     --shutdown-timeout "${SHUTDOWN_SECONDS:-300}" \
     --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
     ${options[@]+"${options[@]}"} \
