@@ -33,6 +33,10 @@ class Preempted(VisiongraftError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
 
 
+class LostProcessError(VisiongraftError):
+    """Another process of the run, its machine or the network is gone; its own log says more."""
+
+
 class CheckpointError(VisiongraftError, ValueError):
     """A checkpoint folder that is missing, broken, or not what it was said to be."""
 

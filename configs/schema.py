@@ -329,6 +329,8 @@ class EngineConfig(ThreadsConfig):
     bf16: bool = (
         False  # compute in bfloat16 (autocast) over float32 weights; so too if dtype is half
     )
+    timeout_seconds: float = 1800.0  # that a process waits for another at most, then it ends; a
+    # checkpoint must be written, and a batch of held-out rows measured, within it
     peak_tflops: float | None = (
         None  # a device's dense bfloat16 TFLOP/s, for MFU and the plan; null: its datasheet's
     )

@@ -107,7 +107,7 @@ class JobSampler(Sampler[Job]):
 
 def make_loader(dataset: PackDataset, sampler: JobSampler, *, num_workers: int) -> Any:
     """Return a DataLoader of one batch a job. It draws nothing from torch's global generator."""
-    return DataLoader(
+    return Loader(
         dataset,
         batch_size=1,
         sampler=sampler,
@@ -117,6 +117,20 @@ def make_loader(dataset: PackDataset, sampler: JobSampler, *, num_workers: int) 
         worker_init_fn=outlive_signals,
         generator=torch.Generator(),
     )
+
+
+class Loader(DataLoader[Any]):
+    """A DataLoader whose workers are started with SIGTERM and SIGUSR1 held back.
+
+    Until `outlive_signals` has been called there, one would end a worker, and with it the run.
+    """
+
+    def __iter__(self) -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def outlive_signals(worker: int) -> None:

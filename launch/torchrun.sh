@@ -10,9 +10,12 @@
 #   NPROC_PER_NODE     processes; default: one a GPU, one where there is none
 #   OMP_NUM_THREADS    CPU threads a process; default: the node's cores over its processes
 #   MAX_RESTARTS       times that all processes start again after one has died; default 0
+#   JOIN_SECONDS       that a machine waits for the others to start, or to come again; default 600
+#   LOST_SECONDS       without a sign of the rendezvous host, after which it is lost; default 60
 #   SHUTDOWN_SECONDS   between a signal and SIGKILL: a step and a checkpoint; default 300
 #   PYTHON             default: that of the project's .venv, else python3
 set -uo pipefail
+{ # read as a whole before it starts: it runs for days, and may be edited meanwhile
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 [[ -z ${PYTHON:-} && -x $root/.venv/bin/python ]] && PYTHON=$root/.venv/bin/python
@@ -73,8 +76,15 @@ for signal in TERM INT HUP QUIT USR1; do
     trap "hand_on $signal" "$signal"
 done
 
+# torchrun's own variable, which an operator of Kubernetes may have set; --rdzv-conf stands above it.
+JOIN_SECONDS=${JOIN_SECONDS:-600}
+export PET_RDZV_CONF=${PET_RDZV_CONF:-join_timeout=$JOIN_SECONDS,read_timeout=$JOIN_SECONDS}
+# torch 2.13's store in the agent keeps what a start has written: processes that torchrun starts again
+# would look for each other where they were before (github.com/pytorch/pytorch/issues/135712).
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-1}
+
 set -m # a process group of its own: Ctrl-C comes once, from here
-"$PYTHON" -m torch.distributed.run \
+"$PYTHON" "$root/launch/agent.py" \
     --nproc-per-node "$NPROC_PER_NODE" \
     --max-restarts "${MAX_RESTARTS:-0}" \
     --shutdown-timeout "${SHUTDOWN_SECONDS:-300}" \
@@ -95,3 +105,4 @@ if ((code)) && [[ -n $told && $told != 0 ]]; then
     code=$told
 fi
 exit "$code"
+}

@@ -1,5 +1,6 @@
 """TRL's arguments from ours: optimizer, schedule, checkpoints, engine."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from trl import SFTConfig
 
 from configs.schema import DEEPSPEED, EngineKind, TrainConfig
+from train.lost import set_group_timeouts
 from train.precision import computes_in_bf16
 from train.ranks import num_ranks
 from train.schedule import warmup_steps
@@ -31,6 +33,7 @@ def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> G
     packs, ranks = config.data.packs_per_step, num_ranks()
     optim, peak = config.optim, max_learning_rate(config)
     on_cpu = not torch.cuda.is_available()
+    set_group_timeouts(config.engine.timeout_seconds)
     arguments = GraftArguments(
         is_placed=config.engine.kind is EngineKind.fsdp2,
         output_dir=str(checkpoints),
@@ -52,6 +55,7 @@ def build_arguments(config: TrainConfig, checkpoints: Path, num_steps: int) -> G
         gradient_checkpointing_kwargs={"use_reentrant": False},
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and ranks > 1 else None,
+        ddp_timeout=math.ceil(config.engine.timeout_seconds),
         ddp_find_unused_parameters=False,
         deepspeed=deepspeed_config(config.engine.kind),
         dataloader_num_workers=config.data.num_workers,

@@ -16,6 +16,7 @@ from configs.errors import ConfigError, DataError
 from configs.schema import Attention, EvaluateConfig
 from data.processor import load, load_processor
 from data.render import Renderer, Sample
+from train.lost import told_when_lost
 from train.measuring.evaluation import HeldOut, first_of_each_language
 from train.measuring.held_out import prepare_held_out
 from train.measuring.original import AtHand
@@ -99,11 +100,12 @@ def _together() -> Iterator[None]:
     if num_ranks() == 1:
         yield
         return
-    distributed.init_process_group("gloo")
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
+    with told_when_lost(lambda: "while measuring", lambda: "run the same command again"):
+        distributed.init_process_group("gloo")
+        try:
+            yield
+        finally:
+            distributed.destroy_process_group()
 
 
 class Measured:

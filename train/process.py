@@ -37,7 +37,7 @@ def set_up_process(num_threads: int | None, seed: int) -> None:
         torch.set_num_threads(num_threads)
     set_seed(seed)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    warnings.filterwarnings("ignore", category=FutureWarning, message=r"torch\.distributed\.")
+    warnings.filterwarnings("ignore", category=FutureWarning, message=r"`?torch\.distributed\.")
     # Nobody writes into what the projector gives: transformers copies it between the words.
     warnings.filterwarnings("ignore", category=UserWarning, message="FSDP2-wrapped module")
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own

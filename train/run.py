@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,8 @@ from configs.schema import DEEPSPEED, EngineKind, NonFinite, Quantization, Train
 from data.build import TrainingData, build_training_data
 from train.arguments import build_arguments
 from train.engines import check_ranks
+from train.leave import leave_together
+from train.lost import ended_when_lost, told_when_lost, what_to_do
 from train.measuring.evaluation import HeldOut
 from train.measuring.held_out import prepare_held_out
 from train.measuring.results import Results
@@ -30,6 +34,7 @@ from train.precision import compute_dtype
 from train.process import cores_of_all, set_up_process
 from train.ranks import device_of_rank, num_ranks, rank
 from train.reporting.run_report import write_run_report
+from train.roll_call import roll_call
 from train.saving.best import Best
 from train.saving.card import model_card
 from train.saving.checkpoints import (
@@ -81,23 +86,10 @@ def train(config: TrainConfig) -> None:
     checkpoint = newest_checkpoint(folder.checkpoints)
     if checkpoint is not None:
         check_resume(checkpoint, keeping)
-    renderer, data = build_training_data(config.model, config.data, seed=config.seed)
-    held_out = prepare_held_out(config.data, config.evaluation, renderer)
-    model, table = prepare_model(config, renderer.processing_class)
-    num_steps = planned_steps(config, data)
-    measuring = build_measuring(config, model, num_steps, held_out)
-    run = Run(
-        config, folder, model, table, renderer.processing_class, data, held_out, measuring,
-        num_steps, checkpoint, keeping,
-    )  # fmt: skip
-    log_data(config, data, run.num_steps, num_ranks(), None)
-    log.info("stage %s: what trains\n%s", config.stage.name, format_table(table))
-    for line in fresh_parts(config):
-        log.warning("note: %s", line)
-    with told_when_full("the run folder", folder.path):
-        if rank() == 0:
-            open_folder(run)
-        train_and_export(run)
+    with ended_when_lost(), told_when_full("the run folder", folder.path):
+        run = prepare(config, folder, checkpoint, keeping)
+        with run.told_when_lost(lambda: "before the first step"):
+            train_and_export(run)
 
 
 @dataclass(frozen=True)
@@ -115,6 +107,36 @@ class Run:
     num_steps: int
     checkpoint: Path | None  # to go on from
     keeping: Keeping
+
+    def told_when_lost(self, when: Callable[[], str]) -> AbstractContextManager[None]:
+        """Tell of a lost process, and how far this one came."""
+        remedy = partial(what_to_do, self.folder.checkpoints)
+        return told_when_lost(when, remedy, timeout_seconds=self.config.engine.timeout_seconds)
+
+
+def prepare(
+    config: TrainConfig, folder: RunFolder, checkpoint: Path | None, keeping: Keeping
+) -> Run:
+    """Read the data and load the model, and wait for the other processes, which do so too."""
+    with roll_call(config.engine.timeout_seconds) as tell_others:
+        tell_others("reading data")
+        renderer, data = build_training_data(config.model, config.data, seed=config.seed)
+        held_out = prepare_held_out(config.data, config.evaluation, renderer)
+        tell_others("loading the model")
+        model, table = prepare_model(config, renderer.processing_class)
+        num_steps = planned_steps(config, data)
+        measuring = build_measuring(config, model, num_steps, held_out)
+        run = Run(
+            config, folder, model, table, renderer.processing_class, data, held_out, measuring,
+            num_steps, checkpoint, keeping,
+        )  # fmt: skip
+        log_data(config, data, run.num_steps, num_ranks(), None)
+        log.info("stage %s: what trains\n%s", config.stage.name, format_table(table))
+        for line in fresh_parts(config):
+            log.warning("note: %s", line)
+        if rank() == 0:
+            open_folder(run)
+    return run
 
 
 def open_folder(run: Run) -> None:
@@ -145,7 +167,7 @@ def train_and_export(run: Run) -> None:
     callback.trainer, trainer.on_saving = trainer, callback.before_saving
     ended: dict[str, bool] = {"failed": True}
     try:
-        with stop:
+        with stop, run.told_when_lost(lambda: f"after step {trainer.state.global_step}"):
             start = time.perf_counter()
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             seconds = time.perf_counter() - start
@@ -159,6 +181,7 @@ def train_and_export(run: Run) -> None:
             tracker.log_model(folder.export, "model", label="export")
             if rank() == 0:
                 folder.close(steps=run.num_steps, seconds=round(seconds, 1))
+            leave_together(config.engine.timeout_seconds)
         ended = {}
     except Preempted:
         ended = {"preempted": True}

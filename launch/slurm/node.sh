@@ -7,6 +7,7 @@
 # whether it was sent a signal before. To srun it says 0 where the run has stopped with a checkpoint
 # (75): when a task ends with another code, srun ends the rest, which may still be writing.
 set -uo pipefail
+{ # read as a whole before it starts: it runs for days, and may be edited meanwhile
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 command=$1
@@ -44,10 +45,11 @@ work() {
     [[ -z ${NPROC_PER_NODE:-} && -n ${SLURM_GPUS_ON_NODE:-} ]] && export NPROC_PER_NODE=$SLURM_GPUS_ON_NODE
     # A new --rdzv-id at each start: nobody meets what is left of the last one. --local-addr: the name
     # that SLURM knows the node by; what the node calls itself may be known to nobody else.
+    local join=${JOIN_SECONDS:-600}
     run "$root/launch/torchrun.sh" --nnodes "$SLURM_STEP_NUM_NODES" --rdzv-backend c10d \
         --rdzv-endpoint "$RENDEZVOUS" --rdzv-id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
-        --rdzv-conf "is_host=$((SLURM_NODEID == 0))" --local-addr "$SLURMD_NODENAME" \
-        -- "$command" "$@"
+        --rdzv-conf "is_host=$((SLURM_NODEID == 0)),join_timeout=$join,read_timeout=$join" \
+        --local-addr "$SLURMD_NODENAME" -- "$command" "$@"
 }
 
 work "$@"
@@ -60,3 +62,4 @@ fi
 # The first node may be about to say what is wrong, before srun ends it.
 ((code && SLURM_NODEID)) && sleep 15
 exit "$code"
+}

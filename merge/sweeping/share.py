@@ -16,6 +16,7 @@ from typing import TypeVar
 from torch import distributed
 
 from configs.errors import Preempted, VisiongraftError
+from train.lost import told_when_lost
 from train.ranks import num_ranks, rank
 
 T = TypeVar("T")
@@ -28,8 +29,9 @@ LEAST_WAIT = 3600.0  # seconds without a new point before the others are given u
 def meet() -> None:
     """Wait until every process has come here: all have seen the folder as it was."""
     if num_ranks() > 1:
-        distributed.init_process_group("gloo", timeout=MEETING)
-        distributed.barrier()
+        with told_when_lost(lambda: "at the start", lambda: "run the same command again"):
+            distributed.init_process_group("gloo", timeout=MEETING)
+            distributed.barrier()
 
 
 def share_of(items: Sequence[T]) -> list[T]:

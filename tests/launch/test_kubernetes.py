@@ -357,8 +357,8 @@ def test_torchrun_is_told_where_all_meet(file, node, tmp_path, monkeypatch):
     process, told, pod = start(file, node, tmp_path)
     assert process.wait(timeout=30) == 0
     said = json.loads(told.read_text())
-    module, *options = said["arguments"][1:]
-    assert module == "torch.distributed.run"
+    agent, *options = said["arguments"]
+    assert Path(agent) == ROOT / "launch/agent.py"
     for name in [name for name in os.environ if name.startswith("PET_")]:
         monkeypatch.delenv(name)
     for name, value in pod.items():
@@ -369,7 +369,8 @@ def test_torchrun_is_told_where_all_meet(file, node, tmp_path, monkeypatch):
     assert config.nproc_per_node == num_gpus(file) == DEVICES
     assert config.max_restarts == 3
     assert config.local_addr == pod["POD_IP"]
-    assert pod["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"  # torch 2.13: else none comes back
+    # torch 2.13: else none comes back
+    assert said["environment"]["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
     assert config.rdzv_backend == "c10d"
     assert (
         config.rdzv_endpoint

@@ -21,7 +21,7 @@ if [[ $1 == -c ]]; then
     echo "${DEVICES:-0}"
     exit "${NO_TORCH:-0}"
 fi
-printf '%s\\n' "OMP_NUM_THREADS=$OMP_NUM_THREADS" "$@" > "$SEEN"
+printf '%s\\n' "OMP_NUM_THREADS=$OMP_NUM_THREADS" "$PET_RDZV_CONF" "$@" > "$SEEN"
 printf '%s' "${TELL:-}" > "$VISIONGRAFT_EXIT_FILE"
 exit "${CODE:-0}"
 """
@@ -68,10 +68,16 @@ def test_threads_are_the_cores_shared_out(call: Any) -> None:
 def test_what_can_be_set(call: Any) -> None:
     options = {"MAX_RESTARTS": "3", "SHUTDOWN_SECONDS": "60", "NPROC_PER_NODE": "2"}
     _, words = call(TORCHRUN, "--nnodes", "2", "--rdzv-id", "a b", "--", "seed=1", **options)
+    assert words[1] == "join_timeout=600,read_timeout=600"
     assert after(words, "--max-restarts") == "3"
     assert after(words, "--shutdown-timeout") == "60"
     assert after(words, "--signals-to-handle").split(",")[-1] == "SIGUSR1"
     assert words[-6:] == ["--nnodes", "2", "--rdzv-id", "a b", f"{ROOT}/train/main.py", "seed=1"]
+
+
+def test_how_long_machines_wait_for_each_other(call: Any) -> None:
+    assert call(LOCAL, JOIN_SECONDS="9")[1][1] == "join_timeout=9,read_timeout=9"
+    assert call(LOCAL, PET_RDZV_CONF="read_timeout=3")[1][1] == "read_timeout=3"
 
 
 @pytest.mark.parametrize(

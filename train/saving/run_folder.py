@@ -34,6 +34,7 @@ FREE = (
     "engine.peak_tflops",
     "engine.plan_ranks",
     "engine.device_memory_gib",
+    "engine.timeout_seconds",
     "data.max_bad_ratio",
     "data.num_workers",
     "data.num_index_workers",

@@ -1,11 +1,14 @@
 """Where metrics of a run go: metrics.jsonl always, W&B and TensorBoard beside it."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from configs.schema import TrackerConfig
 from train.tracking.metrics_file import MetricsFile
+
+log = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
@@ -51,23 +54,20 @@ class Tracker:
         """Log numbers under their names at an optimizer step (or a point of a sweep)."""
         if self._file is not None:
             self._file.log(metrics, step)
-        for sink in self.sinks:
-            sink.log(metrics, step)
+        self._tell("log", metrics, step)
 
     def log_table(self, name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
         """Log a table; PIL pictures in it are shown. Files of it are the caller's job."""
-        for sink in self.sinks:
-            sink.log_table(name, columns, rows, step)
+        self._tell("log_table", name, columns, rows, step)
 
     def save_file(self, path: Path) -> None:
         """Keep a small file with the run, as it is at the end."""
-        for sink in self.sinks:
-            sink.save_file(path)
+        self._tell("save_file", path)
 
     def use_model(self, role: str, path: str | None) -> None:
         """Tell which model the run reads, as a folder or a name on the hub; None: none."""
-        for sink in self.sinks if path is not None else ():
-            sink.use_model(role, str(path))
+        if path is not None:
+            self._tell("use_model", role, str(path))
 
     def log_model(self, path: Path, kind: str, *, label: str, aliases: Sequence[str] = ()) -> None:
         """Tell of a folder that the run has written.
@@ -78,13 +78,24 @@ class Tracker:
             label: what it is to the run, such as "export"; the end of the artifact's name.
             aliases: names of this version, such as "best".
         """
-        for sink in self.sinks:
-            sink.log_model(path, kind, label=label, aliases=tuple(aliases))
+        self._tell("log_model", path, kind, label=label, aliases=tuple(aliases))
 
     def finish(self, *, failed: bool = False, preempted: bool = False) -> None:
         """Close it: finished, failed, or preempted, which is to be gone on with."""
-        for sink in self.sinks:
-            sink.finish(failed=failed, preempted=preempted)
+        self._tell("finish", failed=failed, preempted=preempted)
+
+    def _tell(self, what: str, *args: Any, **kwargs: Any) -> None:
+        """Call a method of every sink.
+
+        W&B's is a process of its own, which some SLURMs send SIGTERM too: it ends by it, and the
+        run has yet to write its checkpoint.
+        """
+        for sink in tuple(self.sinks):
+            try:
+                getattr(sink, what)(*args, **kwargs)
+            except ConnectionError as error:
+                log.warning("going on without %s: %s", type(sink).__name__, error)
+                self.sinks = [each for each in self.sinks if each is not sink]
 
 
 def start_tracker(

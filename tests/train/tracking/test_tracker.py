@@ -120,6 +120,23 @@ def test_metrics_alone(tmp_path):
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 3, "train/loss": 0.5}
 
 
+def test_a_sink_that_has_gone_does_not_end_the_run(tmp_path, caplog):
+    """SLURM may send W&B's process the SIGTERM that is to stop the run with a checkpoint."""
+
+    class Gone:
+        shows_pictures = True
+
+        def log(self, metrics, step):
+            raise ConnectionResetError("Connection lost")
+
+    tracker = Tracker(tmp_path / "metrics.jsonl", [Gone()])
+    for step in (1, 2):
+        tracker.log({"train/loss": 1.0}, step)
+    tracker.finish(preempted=True)
+    assert caplog.text.count("going on without Gone: Connection lost") == 1
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
 def test_other_processes_write_nothing(tmp_path):
     tracker = start_tracker(
         TrackerConfig(), tmp_path, job_type="sft", run_config={}, first_process=False
