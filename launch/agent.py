@@ -54,8 +54,10 @@ def watch() -> None:
     """Look after connections, also those that torch opens later; end with a run that was stopped.
 
     With --max-restarts torchrun would start that again, and wait for machines that are taken away.
+    Where each of them comes back by itself that is right: LEAVE_TOGETHER=0 (Kubernetes).
     """
-    while not was_stopped():
+    leaves = os.environ.get("LEAVE_TOGETHER", "1") != "0"
+    while not (leaves and was_stopped()):
         for name in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):  # closed by now, or no TCP
                 if stat.S_ISSOCK(os.fstat(int(name)).st_mode):

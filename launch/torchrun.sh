@@ -12,6 +12,8 @@
 #   MAX_RESTARTS       times that all processes start again after one has died; default 0
 #   JOIN_SECONDS       that a machine waits for the others to start, or to come again; default 600
 #   LOST_SECONDS       without a sign of the rendezvous host, after which it is lost; default 60
+#   LEAVE_TOGETHER     0: where a signal to another machine has stopped the run, this one waits for it to
+#                      come back, while MAX_RESTARTS are left; default 1: it ends too, with 75
 #   SHUTDOWN_SECONDS   between a signal and SIGKILL: a step and a checkpoint; default 300
 #   PYTHON             default: that of the project's .venv, else python3
 set -uo pipefail

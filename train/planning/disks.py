@@ -48,7 +48,8 @@ def places(config: TrainConfig) -> list[Place]:
 def place(what: str, path: Path) -> Place:
     """Return the disk of a folder, or of the nearest one above it that is there."""
     path = path.expanduser().absolute()
-    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    # Not Path.exists, which refuses a folder that may not be looked into.
+    there = next(folder for folder in (path, *path.parents) if os.path.exists(folder))
     return Place(what, path, _filesystem(there), shutil.disk_usage(there).free)
 
 
