@@ -4,13 +4,13 @@ An entry point is `run_command("train", "train.start:start")`. The task is named
 imported, so that `--help`, `--cfg job` and a wrong key answer before torch is loaded.
 """
 
-import contextlib
 import functools
 import importlib
 import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +42,7 @@ from configs.schema import (
     TrainConfig,
     VerifyMergeConfig,
 )
+from configs.signals import tell_exit, when_nothing_is_lost
 from configs.strict import (
     MISSING_MARK,
     check_override_keys,
@@ -71,8 +72,8 @@ AGAIN = {
     "judge": "; the same command goes on with what is not judged yet",
     "sync": "; the same command goes on with what is not sent yet",
 }
+TELLING_SECONDS = 5.0  # that the first process has at most to tell what is wrong
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # what a shell reports for a program ended by Ctrl-C
-EXIT_FILE = "VISIONGRAFT_EXIT_FILE"  # of launch/torchrun.sh: torchrun's own exit code is always 1
 
 
 def run_command(config_name: str, task: str) -> None:
@@ -94,6 +95,10 @@ def run_command(config_name: str, task: str) -> None:
             register_schema(config_name)  # a new process, with Hydra's memory alone
             run_submitted(lambda: _check_and_call(config, schema, task))
         else:
+            # torchrun also sends SIGTERM to those that are left when one has failed; what ended a
+            # run of its processes, launch/agent.py knows.
+            if schema is TrainConfig and "RANK" not in os.environ and not config.get("dry_run"):
+                when_nothing_is_lost()
             _guarded(lambda: _check_and_call(config, schema, task), config_name)
 
     def main() -> None:
@@ -104,7 +109,7 @@ def run_command(config_name: str, task: str) -> None:
 
     # What an earlier start has told, before torchrun started this one (--max-restarts), is over: an
     # error without a code of ours would be taken for a run that was stopped with a checkpoint.
-    _tell_exit(None)
+    tell_exit(None)
     _guarded(main, config_name)
 
 
@@ -191,7 +196,7 @@ def _check_and_call(config: DictConfig, schema: type, task: str) -> None:
 def _guarded(call: Callable[[], None], config_name: str) -> None:
     try:
         call()
-        _tell_exit(0)
+        tell_exit(0)
     except Preempted as stop:  # not an error; every rank would say the same
         _exit(str(stop) if is_first_process() else None, stop.exit_code)
     except VisiongraftError as error:
@@ -217,16 +222,10 @@ def _exit(message: str | None, code: int) -> None:
     elif code != ConfigError.exit_code:
         sys.stderr.write(f"\n[rank {rank}] {message}\n")
     sys.stderr.flush()
-    _tell_exit(code)
+    tell_exit(code)
+    if rank != "0" and code == ConfigError.exit_code:
+        time.sleep(TELLING_SECONDS)  # torchrun ends the first one as soon as this one has ended
     sys.exit(code)
-
-
-def _tell_exit(code: int | None) -> None:
-    """Tell whoever has started torchrun how the first process of this machine has ended, if so."""
-    path = os.environ.get(EXIT_FILE)
-    if path and os.environ.get("LOCAL_RANK", "0") == "0":
-        with contextlib.suppress(OSError):
-            Path(path).write_text("" if code is None else f"{code}\n", encoding="ascii")
 
 
 def _is_override(argument: str) -> bool:

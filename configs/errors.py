@@ -23,6 +23,10 @@ class DiskError(VisiongraftError, OSError):
     """A disk that is full, or a file that may not grow further; the message names the path."""
 
 
+class BusyError(VisiongraftError):
+    """Another process that lives writes into the same folder; the message names it."""
+
+
 class CacheError(VisiongraftError):
     """Another process holds what this one waits for, and seems to be gone; the message names it."""
 

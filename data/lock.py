@@ -20,13 +20,14 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from configs.errors import CacheError
+from configs.errors import BusyError, CacheError
 
 log = logging.getLogger(__name__)
 TIMEOUT = "VISIONGRAFT_CACHE_TIMEOUT"  # set by configs/disks.py
 DEFAULT_TIMEOUT = 600.0  # seconds without a sign of life
 TELL_SECONDS = 30  # between two lines that say who waits for whom
 BEAT_SECONDS = 5.0  # between two signs of life
+WATCH_SECONDS = 3 * BEAT_SECONDS  # without a sign of life, after which a note is taken for left
 # Between two tries: each asks the file system's server, and a run may have hundreds that wait.
 POLL_SECONDS = 1.0
 
@@ -56,6 +57,56 @@ def only_one(place: Path, doing: str) -> Iterator[None]:
             yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def alone(note: Path, doing: str) -> Iterator[None]:
+    """Keep a note while `with` lasts, and refuse to begin where another process keeps one.
+
+    No lock of the kernel's: that of a machine that has died may be held for ever (NFS 3), and the
+    job that a scheduler starts in its place is to go on.
+
+    Raises:
+        BusyError: another process that lives has a note here.
+    """
+    while not _taken(note):
+        found = _read(note)
+        if _lives(note, found):
+            raise BusyError(
+                f"{note.parent} is in use by {_holder(_read(note))}: end that process, or let it "
+                "finish (one whose torchrun was killed may train on by itself), then run the same "
+                "command again"
+            )
+        log.warning("%s was left by %s, which is gone", note, _holder(found))
+        note.unlink(missing_ok=True)
+    with _noted(note, doing):
+        yield
+
+
+def _taken(note: Path) -> bool:
+    try:
+        os.close(os.open(note, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except FileExistsError:
+        return False
+    return True
+
+
+def _lives(note: Path, found: str | None) -> bool:
+    """Whether who keeps a note gives a sign of life; one of this host must be there at least."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        told = json.loads(found or "")
+        if told["host"] == socket.gethostname() and not _is_other_process(int(told["pid"])):
+            return False
+    until = time.monotonic() + WATCH_SECONDS
+    while time.monotonic() < until:
+        if _read(note) not in (found, None):
+            return True
+        time.sleep(BEAT_SECONDS / 20)
+    return False
+
+
+def _is_other_process(pid: int) -> bool:
+    return pid != os.getpid() and Path(f"/proc/{pid}").exists()
 
 
 def _wait(lock: BaseFileLock, note: Path, place: Path) -> None:
@@ -98,6 +149,8 @@ class _Note:
     who: str
     doing: str
     since: str
+    host: str
+    pid: int
     beat: int = 0
 
 
@@ -119,7 +172,7 @@ def _read(note: Path) -> str | None:
 @contextlib.contextmanager
 def _noted(path: Path, doing: str) -> Iterator[None]:
     """Keep a note at `path` that changes while this process lives."""
-    note = _Note(me(), doing, time.strftime("%H:%M:%S"))
+    note = _Note(me(), doing, time.strftime("%H:%M:%S"), socket.gethostname(), os.getpid())
     ended = threading.Event()
 
     def write() -> None:

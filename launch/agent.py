@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 LOST_SECONDS = int(os.environ.get("LOST_SECONDS", "60"))
 LEVEL = "TORCH_CPP_LOG_LEVEL"  # read when torch is imported
@@ -44,10 +45,30 @@ def main() -> None:
     except Exception as error:
         host, kind = socket.gethostname(), type(error).__name__
         if kind == "SignalException":
-            sys.exit(f"\ntorchrun on {host}: {error}")
+            sys.stderr.write(f"\ntorchrun on {host}: {error}\n")
+            # Where no process has told how it ended, there was nothing to save yet, or no time.
+            sys.exit(130 if error.sigval is signal.SIGINT else int(STOPPED))  # type: ignore[attr-defined]
+        if kind == "ChildFailedError":  # its own text is thirty lines, and ours stands above it
+            sys.exit(f"\ntorchrun on {host}: {how_ended(error)}")
         if kind not in REASONS:
             raise
         sys.exit(f"\nerror: torchrun on {host}: {REASONS[kind]}; {AGAIN}")
+
+
+def how_ended(error: Any) -> str:
+    """Return how the processes of this machine have ended that have failed."""
+    ends = []
+    for rank, failure in sorted(error.failures.items()):
+        code = failure.exitcode
+        how = f"ended with exit code {code}" if code >= 0 else f"was ended by {signal_name(-code)}"
+        ends.append(f"rank {rank} (process {failure.pid}) {how}")
+    return "; ".join(ends)
+
+
+def signal_name(number: int) -> str:
+    """Return a signal's name, and where it may have come from."""
+    name = signal.Signals(number).name
+    return f"{name} (the system, out of memory?)" if name == "SIGKILL" else name
 
 
 def watch() -> None:

@@ -43,7 +43,7 @@ case $command in
     sweep) program=merge/sweep.py ;;
     evaluate) program=train/evaluate.py ;;
     *)
-        echo "error: $command does not run in several processes; train, sweep and evaluate do (visiongraft $command)" >&2
+        echo "error: $command: train, sweep and evaluate run in several processes; for other commands: visiongraft COMMAND" >&2
         exit 2
         ;;
 esac
@@ -51,6 +51,10 @@ esac
 if [[ -z ${NPROC_PER_NODE:-} ]]; then
     devices=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())') || exit 1
     NPROC_PER_NODE=$((devices > 0 ? devices : 1))
+fi
+if [[ ! $NPROC_PER_NODE =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: NPROC_PER_NODE=$NPROC_PER_NODE; give a number of processes, from 1" >&2
+    exit 2
 fi
 if [[ -z ${OMP_NUM_THREADS:-} ]]; then
     cores=$(nproc)
@@ -96,13 +100,20 @@ set -m # a process group of its own: Ctrl-C comes once, from here
 torchrun=$!
 [[ -n $early ]] && hand_on "$early"
 # `wait` returns at each signal; asked once more, it gives the exit code that bash has kept.
-wait "$torchrun"
-while kill -0 "$torchrun" 2>/dev/null; do
+{ # bash would tell of the signal that has ended a process
     wait "$torchrun"
-done
-wait "$torchrun"
+    while kill -0 "$torchrun" 2>/dev/null; do
+        wait "$torchrun"
+    done
+    wait "$torchrun"
+} 2>/dev/null
 code=$?
 told=$(cat "$VISIONGRAFT_EXIT_FILE")
+# Nothing has begun (75 is the agent's), or the signal has ended torchrun before it could hand it on.
+if [[ -z $told && $handed != -9 && $code =~ ^(75|138|143)$ ]]; then
+    echo "stopped by a signal before there was anything to save; run the same command again (exit code 75)" >&2
+    told=75
+fi
 if ((code)) && [[ -n $told && $told != 0 ]]; then
     code=$told
 fi

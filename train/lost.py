@@ -77,12 +77,20 @@ def told_when_lost(
         said = lost_reason(error)
         if num_ranks() == 1 or said is None:
             raise
+        _ignore_signals()
         is_late = TIMED_OUT.search(said) and timeout_seconds is not None
         late = TOO_SLOW.format(seconds=timeout_seconds) if is_late else ""
         raise LostProcessError(
             f"rank {rank()} of {num_ranks()} on {socket.gethostname()} has lost another process "
             f"{when()}: {said}{late}{MEANING}\n  {remedy()}"
         ) from error
+
+
+def _ignore_signals() -> None:
+    """Let torchrun, which has seen the other process end, not end this one before it has told."""
+    if is_under_torchrun() and threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(signum, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

@@ -83,10 +83,11 @@ def train(config: TrainConfig) -> None:
     if config.engine.kind in DEEPSPEED and not torch.cuda.is_available():
         log.info("DeepSpeed compiles what CPUs tell each other by, once: some minutes, with g++")
     keeping = what_is_kept(config)
-    checkpoint = newest_checkpoint(folder.checkpoints)
-    if checkpoint is not None:
-        check_resume(checkpoint, keeping)
-    with ended_when_lost(), told_when_full("the run folder", folder.path):
+    claim = folder.claimed() if rank() == 0 else contextlib.nullcontext()
+    with ended_when_lost(), told_when_full("the run folder", folder.path), claim:
+        checkpoint = newest_checkpoint(folder.checkpoints)
+        if checkpoint is not None:
+            check_resume(checkpoint, keeping)
         run = prepare(config, folder, checkpoint, keeping)
         with run.told_when_lost(lambda: "before the first step"):
             train_and_export(run)
@@ -167,7 +168,7 @@ def train_and_export(run: Run) -> None:
     callback.trainer, trainer.on_saving = trainer, callback.before_saving
     ended: dict[str, bool] = {"failed": True}
     try:
-        with stop, run.told_when_lost(lambda: f"after step {trainer.state.global_step}"):
+        with run.told_when_lost(lambda: f"after step {trainer.state.global_step}"), stop:
             start = time.perf_counter()
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             seconds = time.perf_counter() - start

@@ -155,11 +155,13 @@ def _finish(sending: Sending, server: Server, sizes: dict[str, int]) -> None:
 def _list(folder: Path) -> None:
     """Print what would be sent: W&B may have a part of it already."""
     unreadable: list[Exception] = []
+    num_shown = 0
     for run in find_runs(folder, unreadable.append):
         try:
             record = run_record(run)
             if is_noted(run) or record is None:
                 continue
+            num_shown += 1
             grows = ", written just now" if run.is_growing() else ""
             sys.stdout.write(
                 f"{run}: {record.project}/{record.display_name}, {len(run.parts)} part(s), "
@@ -167,6 +169,8 @@ def _list(folder: Path) -> None:
             )
         except (VisiongraftError, OSError) as error:
             unreadable.append(error)
+    if not num_shown:
+        sys.stdout.write(f"nothing to send below {folder}\n")
     for each in unreadable:
         sys.stderr.write(f"cannot be read: {first_line(each)}\n")
 

@@ -1,6 +1,7 @@
 """One process at a time: who waits for whom is told, and the dead are not waited for."""
 
 import errno
+import json
 import multiprocessing
 import os
 import re
@@ -15,9 +16,9 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from configs.errors import CacheError
+from configs.errors import BusyError, CacheError
 from data import lock as module
-from data.lock import only_one
+from data.lock import alone, only_one
 
 FORK = multiprocessing.get_context("fork")
 
@@ -167,3 +168,69 @@ def test_who_waits_asks_seldom(
             assert len(asked) <= 3
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+# ------------------------------------------------------------------- one writer of a folder
+
+
+def keep(note: Path) -> None:
+    os.environ["RANK"] = "0"
+    module.BEAT_SECONDS = 0.05
+    with alone(note, "trains here"):
+        Path(f"{note}.held").touch()
+        time.sleep(60)
+
+
+@pytest.fixture
+def keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A process that keeps tmp_path/note."""
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(module, "WATCH_SECONDS", 1.0)
+    process = FORK.Process(target=keep, args=(tmp_path / "note",))
+    process.start()
+    while not (tmp_path / "note.held").is_file():
+        time.sleep(0.01)
+    yield process
+    process.kill()
+    process.join()
+
+
+def enter(note: Path) -> None:
+    with alone(note, "trains here"):
+        assert note.is_file()
+    assert not note.exists()
+
+
+def test_a_folder_where_another_process_lives_is_refused(keeper: Any, tmp_path: Path) -> None:
+    message = rf"is in use by rank 0 \(process {keeper.pid} on .*\), which trains here since"
+    with pytest.raises(BusyError, match=message):
+        enter(tmp_path / "note")
+    assert (tmp_path / "note").is_file()  # it is still the other's
+
+
+def test_what_a_dead_process_of_this_host_has_left_is_taken_at_once(
+    keeper: Any, tmp_path: Path
+) -> None:
+    keeper.kill()
+    keeper.join()
+    started = time.monotonic()
+    enter(tmp_path / "note")
+    assert time.monotonic() - started < 0.9
+
+
+def test_what_another_host_has_left_is_watched_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "WATCH_SECONDS", 0.3)
+    note = {"who": "rank 0", "doing": "trains here", "since": "", "host": "n7", "pid": 1, "beat": 0}
+    (tmp_path / "note").write_text(json.dumps(note))
+    started = time.monotonic()
+    enter(tmp_path / "note")
+    assert time.monotonic() - started > 0.3
+    assert "was left by rank 0" in caplog.text
+
+
+def test_an_empty_note_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WATCH_SECONDS", 0.1)
+    (tmp_path / "note").touch()
+    enter(tmp_path / "note")

@@ -98,7 +98,7 @@ def test_an_override_that_deletes_may_come_first(call: Any) -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ((LOCAL, "merge", "alpha=0.4"), "merge does not run in several processes; .*merge"),
+        ((LOCAL, "merge", "alpha=0.4"), "merge: train, sweep and evaluate run in several"),
         ((TORCHRUN, "seed=1"), "no -- before the command"),
     ],
 )
@@ -130,6 +130,13 @@ def test_from_anywhere(call: Any, tmp_path: Path) -> None:
     link.symlink_to(LOCAL)
     done, _ = call(str(link), TELL="75\n", CODE="1", TMPDIR="/nowhere")
     assert done.returncode == 75, done.stderr
+
+
+@pytest.mark.parametrize("number", ["0", "abc", "2.5"])
+def test_a_wrong_number_of_processes(call: Any, number: str) -> None:
+    done, words = call(LOCAL, NPROC_PER_NODE=number)
+    assert (done.returncode, words) == (2, [])
+    assert done.stderr.startswith(f"error: NPROC_PER_NODE={number}; give a number")
 
 
 def test_no_torch_ends_it(call: Any) -> None:
@@ -180,6 +187,33 @@ def test_a_wrong_key_is_told_once_with_its_code() -> None:
     _, told = process.communicate(timeout=100)
     assert process.returncode == 2
     assert told.count("no such key (did you mean optim.max_steps?)") == 1, told
+    assert "Traceback" not in told
+    assert "rank 0 (process " in told and "ended with exit code 2" in told
+
+
+@pytest.mark.slow
+def test_a_second_run_in_the_folder_is_refused_and_an_early_signal_costs_nothing(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+    first = start("optim.max_steps=400", f"output_dir={folder}")
+    try:
+        wait_for_step(1, folder, first)
+        second = start("optim.max_steps=400", f"output_dir={folder}", NPROC_PER_NODE="1")
+        _, told = second.communicate(timeout=100)
+        assert second.returncode == 1, told[-3000:]
+        assert f"{folder} is in use by rank 0 (process " in told
+        assert first.poll() is None
+        third = start("optim.max_steps=400", f"output_dir={tmp_path}/other")
+        time.sleep(5)  # somewhere in its imports, or before them
+        third.terminate()
+        _, told = third.communicate(timeout=60)
+        assert third.returncode == 75, told[-3000:]
+        assert "run the same command again" in told
+    finally:
+        os.killpg(first.pid, signal.SIGINT)
+        first.communicate(timeout=100)
+    assert not (folder / ".running").exists()
 
 
 @pytest.mark.slow

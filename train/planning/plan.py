@@ -97,7 +97,9 @@ def plan_run(config: TrainConfig) -> None:
     log_model(plan, model)
     for line in advise(plan):
         log.warning("note: %s", line)
-    log.info("dry_run=true: nothing was trained and nothing was written")
+    log.info(
+        "dry_run=true: nothing was trained, and nothing was written but measured rows, in the cache"
+    )
 
 
 def planned_ranks(config: TrainConfig) -> int:

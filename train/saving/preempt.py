@@ -17,6 +17,7 @@ from torch import distributed
 from transformers import TrainerCallback
 
 from configs.errors import Preempted
+from configs.signals import end_early
 from train.ranks import num_ranks, rank
 from train.saving.checkpoints import step_of
 
@@ -39,6 +40,9 @@ class StopOnSignal(TrainerCallback):
     def __enter__(self) -> "StopOnSignal":
         if threading.current_thread() is threading.main_thread():
             self.previous = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
+            for signum, handler in self.previous.items():
+                if handler is end_early:  # later there is something to lose
+                    self.previous[signum] = signal.SIG_DFL
         return self
 
     def __exit__(self, *_: Any) -> None:

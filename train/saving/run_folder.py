@@ -1,5 +1,6 @@
 """The run folder: one run, its resolved config, its environment, and whether it is finished."""
 
+import contextlib
 import functools
 import json
 import os
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +20,7 @@ import yaml
 
 from configs.errors import ConfigError, DataError
 from configs.schema import TrainConfig
+from data.lock import alone
 from train.saving.job import job
 
 # Keys that may change between a run and its resumption without changing what is learned.
@@ -60,6 +63,7 @@ class RunFolder:
         self.evaluation = self.path / "evaluation"
         self.export = self.path / "export"
         self.finished = self.path / "finished.json"
+        self.note = self.path / ".running"  # of the process that writes here
 
     def check(self, config: TrainConfig) -> None:
         """Refuse a folder that holds another run, or files of something else.
@@ -69,7 +73,7 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"output_dir={str(self.path)!r} is a file; give a folder")
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if not self.path.exists() or not any(path != self.note for path in self.path.iterdir()):
             return
         if not self.config.is_file():
             raise ConfigError(
@@ -85,6 +89,21 @@ class RunFolder:
                 "  give another output_dir, or the same config to go on with that run; its result "
                 "is trained further by model=vlm model.path=.../export"
             )
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Let no other process train here while `with` lasts.
+
+        Raises:
+            BusyError: one does.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with alone(self.note, "trains here"):
+                yield
+        finally:
+            with contextlib.suppress(OSError):  # it holds something
+                self.path.rmdir()
 
     def check_data(self, fingerprint: dict[str, object]) -> None:
         """Refuse to go on with other rows than the run began with, and note these at its start.
