@@ -79,9 +79,14 @@ def test_how_jobs_end_and_start_again(cluster, tmp_path):
     limit = job("limit", "--time=1", "--signal=USR1@60", do="save", MAX_FRUITLESS_RESTARTS="0")
     failed, codes = job("fail", do="fail"), {code: job(code, do=code) for code in ("0", "2")}
     cancelled, saved, died = job("cancel", do="save"), job("save", do="save"), job("die", do="die")
-    for each in (cancelled, saved, died):
+    kept = job("keep", do="save")
+    for each in (cancelled, saved, died, kept):
         each.wait_for("n1 0 start", "n2 0 start")
     cancelled.signal()
+    cluster.run("scontrol", "update", f"jobid={kept.id}", "requeue=0")
+    kept.signal("--signal=USR1")
+    log = kept.end("FAILED", "75:0", 0)
+    assert f"job {kept.id} may not be requeued: submit it again" in log
     saved.signal("--batch", "--signal=USR1")  # as with --signal=B:USR1@300
     died.signal("--signal=TERM")
     for each, signal in ((saved, "USR1"), (died, "TERM")):
