@@ -3,11 +3,13 @@
 The lock is the kernel's and is free as soon as its holder has ended, however that was. Beside it
 the holder keeps a note of who it is and what it does, renewed while it lives: on a machine that has
 stopped or lost the file system a lock may be held for ever. On a file system without such locks
-(Lustre without `-o flock`) the file itself is the lock, for `filelock`; a holder that was killed
-leaves it, and its note's silence sets it free.
+(Lustre without `-o flock`) a file is the lock; a holder that was killed leaves it, and its note's
+silence sets it free.
 """
 
 import contextlib
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -44,8 +46,8 @@ def only_one(place: Path, doing: str) -> Iterator[None]:
         CacheError: the holder has given no sign of life for `cache.timeout_seconds`.
     """
     note = Path(f"{place}.holder")
-    lock = FileLock(f"{place}.lock")
     try:
+        lock = _lock_of(place)
         _wait(lock, note, place)
     except (OSError, NotImplementedError) as error:
         # A file system without locks: work may be done twice, not wrongly.
@@ -109,6 +111,23 @@ def _is_other_process(pid: int) -> bool:
     return pid != os.getpid() and Path(f"/proc/{pid}").exists()
 
 
+def _lock_of(place: Path) -> BaseFileLock:
+    """Return the kernel's lock, or that of a file where the file system knows no other.
+
+    Raises OSError where neither is possible.
+    """
+    with open(f"{place}.lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                raise
+            return SoftFileLock(f"{place}.softlock")
+    return FileLock(f"{place}.lock")
+
+
 def _wait(lock: BaseFileLock, note: Path, place: Path) -> None:
     limit = float(os.environ.get(TIMEOUT, DEFAULT_TIMEOUT))
     seen, since = _read(note), time.monotonic()
@@ -123,7 +142,7 @@ def _wait(lock: BaseFileLock, note: Path, place: Path) -> None:
             seen, since = found, now
         if now - since > limit and isinstance(lock, SoftFileLock):
             log.warning("%s: left by %s, which is gone; taken away", place, _holder(found))
-            for left in (Path(f"{place}.lock"), note):
+            for left in (Path(lock.lock_file), note):
                 left.unlink(missing_ok=True)
             since = now
         elif now - since > limit:
@@ -131,7 +150,7 @@ def _wait(lock: BaseFileLock, note: Path, place: Path) -> None:
                 f"{me()} has waited {now - asked:.0f} s for {_holder(found)}, which has given no "
                 f"sign of life for {now - since:.0f} s (cache.timeout_seconds={limit:g}): its "
                 f"machine may have stopped, or lost the disk\n  end that process, or remove "
-                f"{place}.lock and {note} if there is none; then run the same command again"
+                f"{lock.lock_file} and {note} if there is none; then run the same command again"
             )
         if os.environ.get("LOCAL_RANK", "0") == "0":  # a line a machine: others log errors alone
             log.error("%s waits for %s (%s.lock)", me(), _holder(found), place)

@@ -122,7 +122,7 @@ def test_without_locks_nobody_waits(
 def test_a_lock_that_is_a_file_is_freed_when_its_holder_was_killed_on_another_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As on Lustre without `-o flock`: filelock takes the file itself for the lock."""
+    """As on Lustre without `-o flock`."""
     import fcntl
 
     def refuse(*_: Any) -> None:
@@ -146,7 +146,7 @@ def test_a_lock_that_is_a_file_is_freed_when_its_holder_was_killed_on_another_ma
         warnings.simplefilter("ignore", UserWarning)  # of the soft lock
         with only_one(tmp_path / "place", "takes it"):
             assert f"left by rank 3 (process {process.pid} on not-{here})" in caplog.text
-    assert not (tmp_path / "place.lock").exists()
+    assert not (tmp_path / "place.softlock").exists()
 
 
 def test_who_waits_asks_seldom(
