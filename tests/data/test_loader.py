@@ -1,5 +1,6 @@
 """The loader: packs in order for any number of workers, tensors in shared memory, deaths named."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -58,6 +59,17 @@ class Broken:
 def named(renderer: Renderer, name: str, image: Any) -> Sample:
     row = asked("What?", f"A {name}.", image)
     return renderer.render(Row(name, "mine", "en", row.turns, row.images), **PLENTY)
+
+
+@pytest.fixture(autouse=True)
+def no_loader_is_left() -> Iterator[None]:
+    """Let no loader with dead workers outlive its test.
+
+    torch's handler of SIGCHLD raises for them wherever the next test happens to be, also while a
+    pipe is being closed: the pipe after it has the same number then.
+    """
+    yield
+    gc.collect()
 
 
 def same_batch(one: dict[str, Any], two: dict[str, Any]) -> bool:
