@@ -22,10 +22,10 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
+from configs.disks import TIMEOUT
 from configs.errors import BusyError, CacheError
 
 log = logging.getLogger(__name__)
-TIMEOUT = "VISIONGRAFT_CACHE_TIMEOUT"  # set by configs/disks.py
 DEFAULT_TIMEOUT = 600.0  # seconds without a sign of life
 TELL_SECONDS = 30  # between two lines that say who waits for whom
 BEAT_SECONDS = 5.0  # between two signs of life

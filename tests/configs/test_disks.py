@@ -20,7 +20,7 @@ import sys
 set_caches(CacheConfig(dir=sys.argv[1], timeout_seconds=7))
 import datasets, huggingface_hub.constants as hub, torch.utils.cpp_extension as extension
 from data.cache import open_cache
-from data.lock import DEFAULT_TIMEOUT, TIMEOUT
+from configs.disks import TIMEOUT
 import os
 print(hub.HF_HUB_CACHE, hub.HF_XET_CACHE, datasets.config.HF_DATASETS_CACHE, sep="\n")
 print(open_cache(None).root, extension._get_build_directory("op", False), sep="\n")
